@@ -1,0 +1,1 @@
+"""Hydra configurations, in solo-learn's schema: pkg://iecl_solo.configs."""

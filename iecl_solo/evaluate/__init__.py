@@ -1,0 +1,1 @@
+"""Evaluation of a pretrained backbone, with the host's own code."""

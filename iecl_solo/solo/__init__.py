@@ -1,0 +1,1 @@
+"""The bridge to solo-learn. Nothing outside this folder imports ``solo``."""

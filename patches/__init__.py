@@ -1,0 +1,1 @@
+"""What solo-learn needs to run on today's stack."""
