@@ -1,0 +1,303 @@
+"""SAIB: what each variant is at the start, what its Jacobian can and cannot do, what it refuses."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from iecl_solo.errors import IECLError
+from iecl_solo.saib import SAIB, load_saib, match_statistics, patchify, save_saib, unpatchify
+
+
+def perturbed(saib: SAIB, scale: float = 0.3, seed: int = 0) -> SAIB:
+    """The same SAIB with every parameter moved off its initial value."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in saib.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(scale * noise)
+    return saib
+
+
+def jacobian(saib: SAIB, x: Tensor) -> Tensor:
+    """(n, n), differentiable; x is one image (1, C, H, W)."""
+
+    def flat(v: Tensor) -> Tensor:
+        return saib(v.view_as(x)).reshape(-1)
+
+    return torch.func.jacrev(flat)(x.reshape(-1))
+
+
+def logdet(saib: SAIB, x: Tensor) -> Tensor:
+    return torch.linalg.slogdet(jacobian(saib, x)).logabsdet
+
+
+def lower_logdet(saib: SAIB, x: Tensor, steps: int, lr: float) -> float:
+    """An adversary: gradient steps on the weights that minimise log|det J| at x (nats)."""
+    optimizer = torch.optim.Adam(saib.parameters(), lr=lr)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        value = logdet(saib, x)
+        value.backward()
+        optimizer.step()
+    return logdet(saib, x).item()
+
+
+# --- patches
+
+
+def test_patchify_agrees_with_slicing_and_is_inverted() -> None:
+    x = torch.randn(2, 3, 8, 12)
+    patches = patchify(x, 4)
+    assert patches.shape == (2, 48, 2, 3)
+    for c in range(3):
+        for i in range(4):
+            for j in range(4):
+                assert torch.equal(patches[:, 16 * c + 4 * i + j], x[:, c, i::4, j::4])
+    assert torch.equal(unpatchify(patches, 4), x)
+
+
+# --- the paper's variant
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("inner_skip", [True, False])
+def test_paper_variant_starts_as_pure_scaling(depth: int, inner_skip: bool) -> None:
+    x = torch.randn(2, 3, 16, 16)
+    with_skip = SAIB(16, depth=depth, inner_skip=inner_skip)
+    without = SAIB(16, depth=depth, inner_skip=inner_skip, outer_skip=False)
+    assert torch.equal(with_skip(x), 2 * x)
+    assert torch.equal(without(x), x)
+
+
+def test_paper_variant_is_the_paper_formula() -> None:
+    saib = perturbed(SAIB(8, patch_size=2, activation="silu").double())
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    weights = dict(saib.named_parameters())
+    step = "steps.0."
+    block = step + "blocks.0."
+
+    def conv(name: str, inputs: Tensor, padding: int) -> Tensor:
+        # written a second way: unfold and matrix product
+        weight, bias = weights[block + name + ".weight"], weights[block + name + ".bias"]
+        columns = nn.functional.unfold(inputs, weight.shape[-1], padding=padding)
+        out = weight.flatten(1) @ columns + bias[:, None]
+        return out.unflatten(-1, inputs.shape[-2:])
+
+    p = nn.functional.pixel_unshuffle(x, 2) + weights[step + "position"]
+    h = nn.functional.silu(conv("expand", p, 0))
+    h = h + nn.functional.silu(conv("mix", h, 1))
+    expected = x + nn.functional.pixel_shuffle(p + conv("contract", h, 0), 2)
+    torch.testing.assert_close(saib(x), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"outer_skip": False}, {"variant": "convex"}])
+def test_every_parameter_is_trained(options: dict) -> None:
+    torch.manual_seed(0)
+    saib = SAIB(8, depth=2, **options)
+    optimizer = torch.optim.SGD(saib.parameters(), lr=0.1)
+    x = torch.randn(4, 3, 8, 8)
+    before = {name: p.detach().clone() for name, p in saib.named_parameters()}
+    for _ in range(3):
+        optimizer.zero_grad()
+        (saib(x) ** 2 + (saib(x) * x.flip(-1))).sum().backward()
+        optimizer.step()
+    for name, parameter in saib.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
+
+
+def test_scaling_alone_gives_n_ln_2() -> None:
+    saib = SAIB(8).double()
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    n = x.numel()
+    assert logdet(saib, x).item() == pytest.approx(n * math.log(2), abs=1e-9)
+    # and scaling is all there is: the isotropic part takes the whole of it
+    frobenius = jacobian(saib, x).norm().item()
+    assert n * math.log(frobenius / math.sqrt(n)) == pytest.approx(n * math.log(2), abs=1e-9)
+
+
+def test_nothing_keeps_the_paper_variant_above_det_1() -> None:
+    torch.manual_seed(0)
+    saib = SAIB(8, outer_skip=False).double()
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    assert logdet(saib, x).item() == pytest.approx(0, abs=1e-9)
+    assert lower_logdet(saib, x, steps=8, lr=1e-2) < -10
+
+
+def test_nor_does_the_outer_skip() -> None:
+    # GELU is the identity far from zero, so these weights make P' = P - 3/2 P and X' = X / 2
+    saib = SAIB(8).double()
+    block = saib.steps[0].blocks[0]
+    eye = torch.eye(48, dtype=torch.float64)
+    with torch.no_grad():
+        block.expand.weight.copy_(torch.cat([eye, eye])[:, :, None, None])
+        block.expand.bias.fill_(20)
+        block.mix.weight.zero_()
+        block.mix.bias.zero_()
+        block.contract.weight.copy_(torch.cat([-1.5 * eye, 0 * eye], 1)[:, :, None, None])
+        block.contract.bias.fill_(30)
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(saib(x), x / 2)
+    assert logdet(saib, x).item() == pytest.approx(-x.numel() * math.log(2), abs=1e-9)
+
+
+# --- statistics
+
+
+def test_matched_statistics() -> None:
+    torch.manual_seed(0)
+    saib = perturbed(SAIB(16, match_statistics=True))
+    x = torch.randn(4, 3, 16, 16) * torch.rand(4, 3, 1, 1) + torch.randn(4, 3, 1, 1)
+    y = saib(x)
+    assert not torch.allclose(y, x, atol=0.1)
+    torch.testing.assert_close(y.mean((-2, -1)), x.mean((-2, -1)), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(y.std((-2, -1)), x.std((-2, -1)), atol=1e-3, rtol=1e-3)
+
+
+def test_matched_statistics_of_constant_images_are_finite() -> None:
+    x = torch.full((1, 3, 8, 8), 0.5, requires_grad=True)
+    y = match_statistics(2 * x, x)
+    y.square().sum().backward()
+    assert torch.allclose(y, x)
+    assert x.grad is not None and x.grad.isfinite().all()
+
+
+# --- sizes, dtypes, formats
+
+
+@pytest.mark.parametrize("variant", ["paper", "convex"])
+def test_other_grids_and_single_images(variant: str) -> None:
+    saib = perturbed(SAIB((16, 24), variant=variant), 0.05)
+    for size in [(16, 24), (8, 8), (4, 4), (32, 20)]:
+        x = torch.randn(1, 3, *size)
+        assert saib(x).shape == x.shape
+
+
+def test_position_is_interpolated() -> None:
+    saib = SAIB(8, outer_skip=True)
+    with torch.no_grad():
+        saib.steps[0].position[:, :, 0] = -1
+        saib.steps[0].position[:, :, 1] = 1
+    added = saib(torch.zeros(1, 3, 16, 16))[0, 0, :, 0]
+    expected = torch.tensor([-1, -0.5, 0.5, 1]).repeat_interleave(4)
+    torch.testing.assert_close(added, expected)
+
+
+@pytest.mark.parametrize("variant", ["paper", "convex"])
+def test_dtypes_autocast_and_memory_format(variant: str) -> None:
+    torch.manual_seed(0)
+    saib = perturbed(SAIB(16, variant=variant), 0.05)
+    x = torch.randn(2, 3, 16, 16)
+    expected = saib(x)
+    last = saib(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(last, expected)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = saib(x)
+        assert saib(x.bfloat16()).dtype == torch.bfloat16
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, expected, atol=0.1, rtol=0.05)
+    assert saib.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+    assert saib.double()(x.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("variant", ["paper", "convex"])
+def test_compiles_without_a_graph_break(variant: str) -> None:
+    saib = perturbed(SAIB(8, variant=variant, match_statistics=True), 0.05)
+    compiled = torch.compile(saib, backend="eager", fullgraph=True)
+    for size in (8, 16):
+        x = torch.randn(2, 3, size, size)
+        torch.testing.assert_close(compiled(x), saib(x))
+
+
+@pytest.mark.parametrize("variant", ["paper", "convex"])
+def test_gradients(variant: str) -> None:
+    torch.manual_seed(0)
+    saib = SAIB(4, variant=variant, channels=1, patch_size=2, activation="tanh")
+    saib = perturbed(saib.double())
+    x = torch.randn(2, 1, 4, 4, dtype=torch.float64, requires_grad=True)
+    parameters = tuple(saib.parameters())
+    assert torch.autograd.gradcheck(lambda x, *_: saib(x), (x, *parameters))
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"image_size": 30}, "28x28, 32x32; patch sizes that divide it: 1, 2, 3, 5, 6, 10, 15, 30"),
+        ({"image_size": (32, 30)}, "32x28, 32x32; patch sizes that divide it: 1, 2"),
+        ({"image_size": 0}, "positive"),
+        ({"image_size": (32, 32, 3)}, "positive"),
+        ({"variant": "papper"}, "did you mean 'paper'"),
+        ({"activation": "gelo"}, "did you mean 'gelu'"),
+        ({"activation": "sigmoid"}, "unknown SAIB activation"),
+        ({"variant": "convex", "activation": "gelu"}, "Allowed: sigmoid, softplus, tanh"),
+        ({"variant": "convex", "inner_skip": False}, "inner_skip=False"),
+        ({"variant": "convex", "outer_skip": False}, "outer_skip=False"),
+        ({"depth": 0}, "depth 0"),
+        ({"expansion": 0}, "expansion 0"),
+        ({"patch_size": 0}, "patch_size 0"),
+    ],
+)
+def test_refused_at_construction(options: dict, words: str) -> None:
+    with pytest.raises(IECLError, match=words) as refusal:
+        SAIB(**{"image_size": 32, **options})
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((2, 3, 33, 32), "33x32: not a multiple of patch_size 4; nearest sizes 32x32, 36x32"),
+        ((2, 3, 3, 3), "nearest sizes 4x4"),
+        ((2, 1, 32, 32), r"\(B, 3, H, W\) is needed"),
+        ((3, 32, 32), r"\(B, 3, H, W\) is needed"),
+    ],
+)
+def test_refused_images(shape: tuple[int, ...], words: str) -> None:
+    with pytest.raises(IECLError, match=words) as refusal:
+        SAIB(32)(torch.zeros(shape))
+    assert "\n" not in str(refusal.value)
+
+
+# --- files
+
+
+@pytest.mark.parametrize("variant", ["paper", "convex"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_file_is_all_that_loading_needs(tmp_path, variant: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    options = {"variant": variant, "channels": 1, "patch_size": 2, "expansion": 3, "depth": 2}
+    saib = perturbed(SAIB((8, 4), **options, match_statistics=True).to(dtype))
+    save_saib(saib.to(memory_format=torch.channels_last), tmp_path / "saib.safetensors")
+    state = torch.get_rng_state()
+    loaded = load_saib(tmp_path / "saib.safetensors")
+    assert torch.equal(torch.get_rng_state(), state)
+    x = torch.randn(2, 1, 8, 4, dtype=dtype)
+    torch.testing.assert_close(loaded(x), saib(x))
+    assert all(p.requires_grad and p.dtype == dtype for p in loaded.parameters())
+
+
+def test_wrong_files_are_refused_in_one_line(tmp_path) -> None:
+    from safetensors.torch import save_file
+
+    good = tmp_path / "good.safetensors"
+    save_saib(SAIB(8), good)
+    (tmp_path / "truncated").write_bytes(good.read_bytes()[:-100])
+    (tmp_path / "text").write_text("not a file of weights")
+    (tmp_path / "empty").write_bytes(b"")
+    save_file({"w": torch.zeros(2)}, tmp_path / "other")
+    for options in ["{", "[1]", '{"image_size": 8, "colour": 1}', '{"image_size": 8, "depth": 2}']:
+        metadata = {"iecl_solo.saib": options}
+        save_file(SAIB(8).state_dict(), tmp_path / f"bad{len(options)}", metadata=metadata)
+    for path in [*tmp_path.iterdir(), tmp_path / "missing", tmp_path]:
+        if path == good:
+            continue
+        with pytest.raises(IECLError, match="SAIB file") as refusal:
+            load_saib(path)
+        assert "\n" not in str(refusal.value)
