@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import doctest
 import math
+import os
+import subprocess
+import sys
 
+import mpmath
 import pytest
+import scipy.special
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from iecl_solo import entropy
-from iecl_solo.entropy import ESTIMATORS, coding_rate, estimate, gaussian_entropy, gaussian_kl
+from iecl_solo.entropy import (
+    ESTIMATORS,
+    all_gather_batch,
+    coding_rate,
+    effective_rank,
+    estimate,
+    gaussian_entropy,
+    gaussian_kl,
+    knn_entropy,
+    log_vmf_normalizer,
+    renyi_entropy,
+    vmf_kde_entropy,
+)
 from iecl_solo.errors import IECLError
 
 
@@ -153,10 +171,258 @@ def test_gaussian_kl_gives_the_anchor_no_gradient(covariance):
     )
 
 
+def knn_slowly(z: Tensor, k: int) -> float:
+    batch, dim = z.shape
+    logs = []
+    for i in range(batch):
+        distances = sorted(math.dist(z[i].tolist(), z[j].tolist()) for j in range(batch) if j != i)
+        logs.append(math.log(distances[k - 1]))
+    ball = math.pi ** (dim / 2) / math.gamma(dim / 2 + 1)
+    digammas = scipy.special.digamma(batch) - scipy.special.digamma(k)
+    return digammas + math.log(ball) + dim * sum(logs) / batch
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_knn_entropy_against_loops(shape, dtype):
+    z = rows(*shape, dtype=dtype)
+    for k in range(1, min(4, shape[0])):
+        got = knn_entropy(z, num_neighbors=k)
+        rel = 1e-4 if dtype == torch.float32 else 1e-10
+        assert got.item() == pytest.approx(knn_slowly(z, k), rel=rel) and got.dtype == dtype
+
+
+def test_knn_entropy_of_known_densities():
+    # bias of order B^(-2/d), standard deviation about sqrt((1/k + d/2) / B) = 0.02
+    z = rows(4000, 2) @ torch.tensor([[2.0, 0.0], [1.0, 0.5]], dtype=torch.float64)
+    assert knn_entropy(z).item() == pytest.approx(math.log(2 * math.pi * math.e), abs=0.08)
+    box = 3 * torch.rand(4000, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert knn_entropy(box).item() == pytest.approx(2 * math.log(3), abs=0.08)
+
+
+def test_knn_entropy_takes_as_many_neighbours_as_there_are():
+    z = rows(3, 4)
+    assert knn_entropy(z, num_neighbors=9) == knn_entropy(z, num_neighbors=2)
+
+
+def test_knn_entropy_is_not_fooled_by_a_far_origin():
+    z = rows(30, 3, torch.float32)
+    assert knn_entropy(z + 1000).item() == pytest.approx(knn_entropy(z).item(), abs=1e-2)
+
+
+DIMENSIONS = [2, 3, 4, 5, 8, 16, 33, 34, 35, 128, 1000, 4096]
+CONCENTRATIONS = [1e-3, 0.5, 3.0, 16.0, 100.0, 1111.0, 1e4]
+
+
+@pytest.mark.parametrize("d", DIMENSIONS)
+@pytest.mark.parametrize("kappa", CONCENTRATIONS)
+def test_log_vmf_normalizer_against_mpmath(d, kappa):
+    with mpmath.workdps(30):
+        order = mpmath.mpf(d) / 2 - 1
+        bessel = mpmath.besseli(order, kappa)
+        truth = order * mpmath.log(kappa) - mpmath.log(bessel)
+        truth = float(truth - mpmath.mpf(d) / 2 * mpmath.log(2 * mpmath.pi))
+        mean_length = float(mpmath.besseli(order + 1, kappa) / bessel)
+    k = torch.tensor(kappa, dtype=torch.float64, requires_grad=True)
+    got = log_vmf_normalizer(d, k)
+    assert got.item() == pytest.approx(truth, rel=1e-8, abs=3e-8)
+    assert log_vmf_normalizer(d, kappa).item() == got.item()
+    single = log_vmf_normalizer(d, torch.tensor(kappa))
+    assert single.dtype == torch.float32 and single.item() == pytest.approx(truth, rel=1e-5)
+    got.backward()
+    assert -k.grad.item() == pytest.approx(mean_length, rel=2e-7)
+
+
+@pytest.mark.parametrize("d", [2, 3, 7, 40, 100])
+@pytest.mark.parametrize("kappa", [0.5, 20.0, 300.0])
+def test_log_vmf_normalizer_against_scipy(d, kappa):
+    order = d / 2 - 1
+    log_bessel = math.log(scipy.special.ive(order, kappa)) + kappa
+    truth = order * math.log(kappa) - d / 2 * math.log(2 * math.pi) - log_bessel
+    assert log_vmf_normalizer(d, kappa).item() == pytest.approx(truth, rel=1e-7)
+
+
+@pytest.mark.parametrize("d", DIMENSIONS)
+def test_log_vmf_normalizer_without_concentration_is_one_over_the_area(d):
+    log_area = math.log(2) + d / 2 * math.log(math.pi) - math.lgamma(d / 2)
+    kappa = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+    value = log_vmf_normalizer(d, kappa)
+    assert value.shape == (2, 3) and value[0, 0].item() == pytest.approx(-log_area, rel=1e-9)
+    value.sum().backward()
+    assert torch.equal(kappa.grad, torch.zeros_like(kappa))
+
+
+@pytest.mark.parametrize("d", [2, 9, 64])
+def test_log_vmf_normalizer_gradients(d):
+    kappa = torch.tensor([0.3, 7.0, 60.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda k: log_vmf_normalizer(d, k), kappa)
+
+
+def vmf_kde_slowly(z: Tensor, kappa: float) -> float:
+    batch, dim = z.shape
+    unit = [[x / math.hypot(*row) for x in row] for row in z.tolist()]
+    total = mpmath.mpf(0)
+    for i in range(batch):
+        pairs = (zip(unit[i], unit[j], strict=True) for j in range(batch) if j != i)
+        others = (sum(x * y for x, y in pair) for pair in pairs)
+        total += mpmath.log(sum(mpmath.exp(kappa * dot) for dot in others) / (batch - 1))
+    order = mpmath.mpf(dim) / 2 - 1
+    normalizer = kappa**order / (2 * mpmath.pi) ** (order + 1) / mpmath.besseli(order, kappa)
+    return float(-total / batch - mpmath.log(normalizer))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_vmf_kde_entropy_against_loops(shape, dtype):
+    z = rows(*shape, dtype=dtype)
+    for kappa in (0.7, 10.0, 400.0):
+        got = vmf_kde_entropy(z, concentration=kappa)
+        rel = 1e-5 if dtype == torch.float32 else 1e-7
+        assert got.item() == pytest.approx(vmf_kde_slowly(z, kappa), rel=rel)
+        assert got.dtype == dtype
+
+
+@pytest.mark.parametrize("d", [2, 16, 128])
+def test_vmf_kde_entropy_of_the_uniform_law_is_the_log_area(d):
+    log_area = math.log(2) + d / 2 * math.log(math.pi) - math.lgamma(d / 2)
+    # unbiased up to the variance of a mean over B - 1 kernels, 0.5 exp(kappa^2 / d) / B at most
+    assert vmf_kde_entropy(rows(2000, d)).item() == pytest.approx(log_area, abs=0.02)
+
+
+def test_vmf_kde_entropy_of_a_von_mises_law():
+    # d = 2: the angle has the density exp(kappa cos t) / (2 pi I_0(kappa))
+    kappa = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    log_c = log_vmf_normalizer(2, kappa)
+    (minus_mean_length,) = torch.autograd.grad(log_c, kappa)
+    truth = (-log_c + kappa * minus_mean_length).item()
+    torch.manual_seed(0)
+    angle = torch.distributions.VonMises(torch.zeros(()), kappa.detach()).sample((3000,))
+    z = torch.stack([angle.cos(), angle.sin()], 1)
+    # the kernel's width of 0.1 adds about half the Fisher information over kappa_kernel: 0.007
+    got = vmf_kde_entropy(z, concentration=100.0).item()
+    assert got == pytest.approx(truth, abs=0.06)
+    assert abs(got - math.log(2 * math.pi)) > 0.3
+
+
+def test_vmf_kde_entropy_ignores_length():
+    z = rows(9, 5)
+    lengths = torch.linspace(0.1, 10, 9, dtype=torch.float64)[:, None]
+    assert vmf_kde_entropy(z * lengths).item() == pytest.approx(vmf_kde_entropy(z).item())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("alpha", [0.5, 1, 1.01, 2, 2.0001, 3])
+def test_renyi_entropy_against_the_eigenvalues(shape, dtype, alpha):
+    z = rows(*shape, dtype=dtype)
+    kernel = [[math.exp(-0.5 * math.dist(a, b) ** 2 / 4) for a in z.tolist()] for b in z.tolist()]
+    matrix = torch.tensor(kernel, dtype=torch.float64) / shape[0]
+    p = torch.linalg.eigh(matrix).eigenvalues.clamp(min=1e-15)
+    truth = -(p * p.log()).sum() if alpha == 1 else (p**alpha).sum().log() / (1 - alpha)
+    got = renyi_entropy(z, alpha=alpha, bandwidth=2.0)
+    tolerance = 1e-3 if dtype == torch.float32 else 1e-6
+    assert got.item() == pytest.approx(truth.item(), rel=tolerance) and got.dtype == dtype
+
+
+def test_renyi_entropy_of_order_two_has_the_kernel_mean_as_its_limit():
+    # E exp(-|z - z'|^2 / s^2) of two standard normal vectors: (1 + 4 / s^2)^(-d/2)
+    d, s, batch = 3, 1.5, 3000
+    mean = (1 + 4 / s**2) ** (-d / 2)
+    truth = -math.log(1 / batch + (1 - 1 / batch) * mean)
+    assert renyi_entropy(rows(batch, d), bandwidth=s).item() == pytest.approx(truth, abs=0.03)
+
+
+def test_renyi_entropy_by_default_is_minus_the_uniformity_loss():
+    z = F.normalize(rows(12, 6))
+    pairs = torch.cdist(z, z).square()
+    assert renyi_entropy(z).item() == pytest.approx(-(-2 * pairs).exp().mean().log().item())
+
+
+def test_renyi_entropy_bounds():
+    far, equal = 1e3 * torch.eye(7).double(), torch.ones(7, 4).double()
+    for alpha in (0.5, 1, 2, 3):
+        assert renyi_entropy(far, alpha=alpha).item() == pytest.approx(math.log(7), abs=1e-4)
+        assert renyi_entropy(equal, alpha=alpha).item() == pytest.approx(0, abs=3e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_effective_rank(dtype):
+    assert effective_rank(rows(1, 6, dtype).repeat(5, 1)).item() == pytest.approx(1, abs=1e-4)
+    orthogonal = torch.linalg.qr(rows(20, 7))[0].to(dtype)
+    assert effective_rank(orthogonal).item() == pytest.approx(7, abs=1e-4)
+    assert effective_rank(1e3 * orthogonal.T).item() == pytest.approx(7, abs=1e-4)
+    scaled = orthogonal * torch.tensor([1.0, 1.0, 0.5, 0, 0, 0, 0]).to(dtype)
+    entropy_of_shares = 2 * 0.4 * math.log(2.5) + 0.2 * math.log(5)
+    assert effective_rank(scaled).item() == pytest.approx(math.exp(entropy_of_shares), abs=1e-4)
+    assert effective_rank(torch.zeros(4, 3, dtype=dtype)).item() == pytest.approx(1, abs=1e-4)
+
+
+WORKER = """
+import os, sys
+import torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from iecl_solo.entropy import ESTIMATORS, all_gather_batch, estimate
+torch.set_num_threads(1)
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+saved = torch.load(f"{folder}/start.pt")
+linear = torch.nn.Linear(5, 4).double()
+linear.load_state_dict(saved["linear"])
+model, results = DistributedDataParallel(linear), {}
+for name in ESTIMATORS:
+    model.zero_grad()
+    rows = all_gather_batch(model(saved["x"].chunk(2)[rank]))
+    value = estimate(name, rows)
+    value.backward()
+    grads = [p.grad.clone() for p in linear.parameters()]
+    results[name] = value.detach(), grads, rows.detach()
+torch.save(results, f"{folder}/rank{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_give_the_value_and_gradient_of_one(tmp_path):
+    torch.manual_seed(0)
+    linear, x = torch.nn.Linear(5, 4).double(), rows(12, 5)
+    torch.save({"linear": linear.state_dict(), "x": x}, tmp_path / "start.pt")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen([sys.executable, "-c", WORKER, str(rank), str(tmp_path)], env=environment)
+        for rank in range(2)
+    ]
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    for rank in range(2):
+        results = torch.load(tmp_path / f"rank{rank}.pt")
+        for name in ESTIMATORS:
+            linear.zero_grad()
+            value = estimate(name, linear(x))
+            value.backward()
+            got_value, got_grads, got_rows = results[name]
+            torch.testing.assert_close(got_rows, linear(x).detach())
+            torch.testing.assert_close(got_value, value.detach())
+            for got, p in zip(got_grads, linear.parameters(), strict=True):
+                torch.testing.assert_close(got, p.grad)
+            # gathering without gradients, or a loss per process, would not pass for this
+            assert max(p.grad.abs().max() for p in linear.parameters()) > 1e-3
+
+
+def test_all_gather_batch_alone_is_the_identity():
+    z = rows(3, 2)
+    assert all_gather_batch(z) is z
+
+
 DIFFERENTIABLE = {
     "gaussian": lambda z: gaussian_entropy(z),
     "gaussian diagonal": lambda z: gaussian_entropy(z, covariance="diagonal"),
     "coding_rate": lambda z: coding_rate(z),
+    "knn": lambda z: knn_entropy(z),
+    "vmf_kde": lambda z: vmf_kde_entropy(z),
+    "vmf_kde narrow": lambda z: vmf_kde_entropy(z, concentration=1e4),
+    "renyi": lambda z: renyi_entropy(z),
+    "renyi half": lambda z: renyi_entropy(z, alpha=0.5),
+    "renyi von Neumann": lambda z: renyi_entropy(z, alpha=1),
+    "renyi near Shannon": lambda z: renyi_entropy(z, alpha=1.01),
+    "effective_rank": lambda z: effective_rank(z),
 }
 
 
@@ -257,6 +523,13 @@ def test_bad_rows_are_refused_in_one_line(name, bad):
         (lambda z: coding_rate(z, eps=0.0), "eps=0.0"),
         (lambda z: gaussian_entropy(z, covariance="diag"), "'diagonal'"),
         (lambda z: gaussian_entropy(z, shrinkage=1.5), "0 to 1"),
+        (lambda z: knn_entropy(z, num_neighbors=0), "num_neighbors=0"),
+        (lambda z: vmf_kde_entropy(z, concentration=-1.0), "concentration=-1.0"),
+        (lambda z: vmf_kde_entropy(z[:, :1]), "at least 2 dimensions"),
+        (lambda z: renyi_entropy(z, alpha=0.0), "alpha=0.0"),
+        (lambda z: renyi_entropy(z, bandwidth=math.inf), "bandwidth=inf"),
+        (lambda z: log_vmf_normalizer(4, -1.0), "kappa=-1.0"),
+        (lambda z: coding_rate(z.numpy()), "ndarray"),
         (lambda z: gaussian_kl(z, z[:, :2]), "3 dimensions, anchor of 2"),
         (lambda z: gaussian_kl(z, z, covariance="fill"), "'full'"),
     ],
