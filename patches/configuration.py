@@ -1,0 +1,77 @@
+"""How many devices a configuration of GitHub main asks for."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+from pathlib import Path
+from typing import Any
+
+from iecl_solo.patches.patch import Patch, Stage
+
+_MODULES = ("solo.args.pretrain", "solo.args.linear")
+
+
+def device_count(devices: Any, accelerator: str) -> int:
+    """How many devices Lightning makes of ``devices``.
+
+    A list names them, a positive number is their number, and -1 or "auto" are all there are: one
+    on an accelerator that has no list of its devices.
+
+    Example:
+        >>> device_count([0, 3], "gpu"), device_count(2, "cpu"), device_count("auto", "cpu")
+        (2, 2, 1)
+    """
+    if not isinstance(devices, (int, str)):
+        return len(devices)
+    text = str(devices)
+    if "," in text:
+        return len([name for name in text.split(",") if name.strip()])
+    if text.isdigit():
+        return int(text)
+    import torch
+
+    return max(1, torch.cuda.device_count()) if accelerator in ("gpu", "cuda", "auto") else 1
+
+
+def _modules() -> list[Any]:
+    if importlib.util.find_spec("solo.args.pretrain") is None:
+        return []
+    return [importlib.import_module(name) for name in _MODULES]
+
+
+def _only_lists_are_counted(_: Path) -> bool:
+    return any("len(cfg.devices)" in inspect.getsource(m.parse_cfg) for m in _modules())
+
+
+def _count_any_devices() -> None:
+    def counting(parse_cfg: Any) -> Any:
+        @functools.wraps(parse_cfg)
+        def parse(cfg: Any) -> Any:
+            devices, accelerator = cfg.get("devices", "auto"), cfg.get("accelerator", "auto")
+            count = device_count(devices, accelerator)
+            cfg.devices = list(range(count))
+            try:
+                cfg = parse_cfg(cfg)
+            finally:
+                # Lightning takes no list of CPUs
+                cfg.devices = count if accelerator == "cpu" else devices
+            return cfg
+
+        return parse
+
+    for module in _modules():
+        module.parse_cfg = counting(module.parse_cfg)
+
+
+DEVICE_COUNT = Patch(
+    name="device-count",
+    stage=Stage.AFTER_IMPORT,
+    versions="GitHub main",
+    symptom="devices: 1 fails in len(cfg.devices), and devices: [0] with accelerator: cpu is "
+    "refused by Lightning, so no configuration of the host's trains on a CPU",
+    remedy="parse_cfg takes a number as well as a list, and hands a CPU run its number",
+    present=_only_lists_are_counted,
+    apply=_count_any_devices,
+)
