@@ -1,0 +1,546 @@
+"""L_reg(f): what keeps the singular values of a backbone's layers near one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from operator import attrgetter
+from typing import NamedTuple, TypeGuard
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+from iecl_solo.errors import IECLError, unknown_name
+
+_MODES = ("penalty", "bilipschitz")
+_NORMS = ("reshaped", "convolution")
+_ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_FIRST_ITERATIONS = 15
+_SEED = 0
+
+
+def spectral_layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The layers of ``module`` that have a spectrum, with their names, in registration order.
+
+    These are every Conv2d (grouped and depthwise too), every Linear, and every
+    nn.MultiheadAttention for its input projections (its output projection is a Linear). Subclasses
+    count. Norms, biases, embeddings, position tables and layer scales are left alone.
+
+    >>> [name for name, _ in spectral_layers(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))]
+    ['0']
+    """
+    kinds = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
+    return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, kinds)]
+
+
+class SpectralRegularizer(nn.Module):
+    """L_reg(f) = sum over layers of max(0, sigma_max - 1)^2, and in one mode a floor as well.
+
+    [IE-CL] (arXiv 2603.12594) asks for spectral normalisation of the query's encoder, "to bound
+    E log|det J_f| from below". A cap on sigma_max bounds it from above; it is sigma_min that bounds
+    it from below. Hence ``mode="penalty"``, the cap alone as in the paper, and
+    ``mode="bilipschitz"`` (ours), which adds max(0, floor - sigma_min)^2 for every layer.
+
+    sigma_max comes from power iteration, started ``power_iterations`` steps from where the last
+    call ended (15 steps at construction); sigma_min from one step of inverse iteration on W W^T,
+    by Cholesky, likewise warm. Both are attained by a vector, so sigma_max is never overestimated
+    and sigma_min never underestimated: nothing is penalised that is within its bounds. The gradient
+    is that of u^T W v with u and v held fixed.
+
+    ``norm="reshaped"``: a layer's matrix is its kernel as (out, in * kh * kw); a convolution with g
+    groups is g such blocks, of which the extreme one counts. The operator norm of a convolution is
+    at most sqrt(kh * kw) times that. ``norm="convolution"``: the norm of the operator itself, with
+    its padding, stride and groups, on the image size that it meets in ``backbone`` when that is
+    given one (1, *input_size) image; a layer that this pass does not reach is left out. A subclass
+    of Conv2d that pads in its own forward is measured without that padding.
+
+    The backbone is an argument of the call and never a submodule, so the state dict holds only the
+    iterated vectors (``u_0``, ...), and no weight twice. They advance in training mode only. All is
+    computed in float32 (float64 for float64 weights), under autocast too. Building one neither
+    reads nor moves the global random state.
+
+    Args:
+        backbone: the network f, or any other with the same layers.
+        mode: "penalty" or "bilipschitz".
+        power_iterations: steps per call, at least 1.
+        sigma_min_floor: the floor of mode "bilipschitz".
+        norm: "reshaped" or "convolution" (mode "penalty" only).
+        input_size: (C, H, W) of the images, for ``norm="convolution"``.
+
+    Raises:
+        IECLError: unknown or contradictory options; a backbone without such layers, or called with
+            another one than it was built for.
+
+    >>> backbone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 4))
+    >>> regularizer = SpectralRegularizer(backbone)
+    >>> regularizer(backbone).shape
+    torch.Size([])
+    >>> [(name, tuple(u.shape)) for name, u in regularizer.state_dict().items()]
+    [('u_0', (1, 8)), ('u_1', (1, 4))]
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        mode: str = "penalty",
+        *,
+        power_iterations: int = 1,
+        sigma_min_floor: float = 0.1,
+        norm: str = "reshaped",
+        input_size: tuple[int, int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        if mode not in _MODES:
+            raise unknown_name("spectral mode", mode, _MODES)
+        if norm not in _NORMS:
+            raise unknown_name("spectral norm", norm, _NORMS)
+        if power_iterations < 1:
+            raise IECLError(f"power_iterations {power_iterations}: at least 1 is needed")
+        if not 0 < sigma_min_floor <= 1:
+            raise IECLError(f"sigma_min_floor {sigma_min_floor}: above 0 and at most 1 is needed")
+        if norm == "convolution" and mode == "bilipschitz":
+            raise IECLError(
+                "mode 'bilipschitz' with norm 'convolution': only norm 'reshaped' has it"
+            )
+        if (norm == "convolution") != (input_size is not None):
+            raise IECLError(f"norm '{norm}' with input_size {input_size}: 'convolution' needs it")
+
+        self.mode = mode
+        self.power_iterations = power_iterations
+        self.sigma_min_floor = sigma_min_floor
+        sizes = None if input_size is None else _trace(backbone, input_size)
+        self._convolutions: list[str] = []
+        grouped: dict[tuple[int, ...], list[str]] = {}
+        for name, layer, weight in _weights(backbone):
+            if sizes is not None and _is_spatial(layer):
+                if name in sizes:
+                    self._convolutions.append(name)
+            else:
+                grouped.setdefault(_block_shape(layer, weight), []).append(name)
+        if not grouped and not self._convolutions:
+            raise IECLError("spectral regulariser: the backbone has no Conv2d, Linear or attention")
+        self._shapes = list(grouped)
+        self._groups = [[attrgetter(name) for name in names] for names in grouped.values()]
+        self._start(backbone, sizes)
+
+    def forward(self, backbone: nn.Module) -> Tensor:
+        """The penalty, a float32 scalar on the backbone's device, differentiable in its weights."""
+        largest: list[Tensor] = []
+        smallest: list[Tensor] = []
+        with torch.autocast(next(backbone.parameters()).device.type, enabled=False):
+            for index, matrix in enumerate(self._matrices(backbone)):
+                blocks = self._shapes[index][0]
+                u = self._read(f"u_{index}", matrix)
+                sigma, u = _largest(matrix, u, self.power_iterations)
+                largest.append(sigma if blocks == 1 else sigma.view(-1, blocks).amax(1))
+                self._write(f"u_{index}", u)
+                if self.mode == "bilipschitz":
+                    sigma, u = _smallest(matrix, self._read(f"low_{index}", matrix))
+                    smallest.append(sigma if blocks == 1 else sigma.view(-1, blocks).amin(1))
+                    self._write(f"low_{index}", u)
+            for index, name in enumerate(self._convolutions, start=len(self._groups)):
+                layer, weight = self._convolution(backbone, name)
+                v = self._read(f"u_{index}", weight)
+                sigma, v = _convolution_largest(layer, weight, v, self.power_iterations)
+                largest.append(sigma)
+                self._write(f"u_{index}", v)
+            penalty = (torch.cat(largest) - 1).relu().square().sum()
+            if smallest:
+                missing = self.sigma_min_floor - torch.cat(smallest)
+                penalty = penalty + missing.relu().square().sum()
+        return penalty
+
+    def extra_repr(self) -> str:
+        layers = sum(map(len, self._groups)) + len(self._convolutions)
+        return f"mode={self.mode!r}, power_iterations={self.power_iterations}, layers={layers}"
+
+    @torch.no_grad()
+    def _start(self, backbone: nn.Module, sizes: dict[str, _Traced] | None) -> None:
+        generator = torch.Generator().manual_seed(_SEED)
+
+        def unit(shape: tuple[int, ...], like: Tensor) -> Tensor:
+            vector = torch.randn(shape, generator=generator, dtype=torch.float64)
+            return F.normalize(vector.flatten(1), dim=1).view(shape).to(like)
+
+        for index, matrix in enumerate(self._matrices(backbone)):
+            u = unit(matrix.shape[:2], matrix)
+            self.register_buffer(f"u_{index}", _largest(matrix, u, _FIRST_ITERATIONS)[1])
+            if self.mode == "bilipschitz":
+                u = unit((len(matrix), min(matrix.shape[1:])), matrix)
+                self.register_buffer(f"low_{index}", _smallest(matrix, u, _FIRST_ITERATIONS)[1])
+        for index, name in enumerate(self._convolutions, start=len(self._groups)):
+            layer, weight = self._convolution(backbone, name)
+            assert sizes is not None
+            v = unit((1, layer.in_channels, *sizes[name].size), weight)
+            v = _convolution_largest(layer, weight, v, _FIRST_ITERATIONS)[1]
+            self.register_buffer(f"u_{index}", v)
+
+    def _matrices(self, backbone: nn.Module) -> Iterator[Tensor]:
+        """For each shape of block one batch (layers * groups, rows, columns)."""
+        for shape, getters in zip(self._shapes, self._groups, strict=True):
+            try:
+                blocks = [_wide(get(backbone)).reshape(shape) for get in getters]
+            except (AttributeError, RuntimeError) as error:
+                raise self._other_backbone(error) from error
+            yield blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
+    def _convolution(self, backbone: nn.Module, name: str) -> tuple[nn.Conv2d, Tensor]:
+        try:
+            weight = attrgetter(name)(backbone)
+            return backbone.get_submodule(name.rpartition(".")[0]), _wide(weight)  # type: ignore[return-value]
+        except AttributeError as error:
+            raise self._other_backbone(error) from error
+
+    @staticmethod
+    def _other_backbone(error: Exception) -> IECLError:
+        return IECLError(f"spectral regulariser: built for another backbone ({error})")
+
+    def _read(self, name: str, like: Tensor) -> Tensor:
+        return self.get_buffer(name).to(like.dtype)
+
+    def _write(self, name: str, value: Tensor) -> None:
+        if self.training:
+            # no_grad: the graph keeps ``value`` itself, never the buffer, so that a second call
+            # before the backward pass is allowed
+            with torch.no_grad():
+                self.get_buffer(name).copy_(value)
+
+
+class LayerSpectrum(NamedTuple):
+    """What is reported of a layer; ``operator_norm`` is None where it was not measured."""
+
+    sigma_max: float
+    sigma_min: float
+    operator_norm: float | None = None
+
+
+@torch.no_grad()
+def sigmas(backbone: nn.Module) -> dict[str, tuple[float, float]]:
+    """(sigma_max, sigma_min) of every weight by full singular value decomposition, by its name.
+
+    Of the kernel as (out, in * kh * kw), over all groups; sigma_min is the smallest of the
+    min(rows, columns) singular values. Slow, for reports.
+
+    >>> sigmas(nn.Linear(2, 2).requires_grad_(False).apply(lambda m: nn.init.eye_(m.weight)))
+    {'weight': (1.0, 1.0)}
+    """
+    return {name: _extremes(layer, weight) for name, layer, weight in _weights(backbone)}
+
+
+def lipschitz_report(
+    backbone: nn.Module, input_size: tuple[int, int, int], iterations: int = 50
+) -> dict[str, LayerSpectrum]:
+    """The spectrum of every layer as it acts in evaluation, with its batch norm folded in.
+
+    One (1, *input_size) image of zeros goes through ``backbone`` in evaluation mode, past its own
+    hooks. A convolution whose very output enters a BatchNorm2d is multiplied by
+    |weight| / sqrt(running_var + eps), channel by channel, before its singular values are taken:
+    that is the map the network applies, and why a penalty on the kernel alone says little under
+    batch norm. ``operator_norm`` is the convolution's on the image size it meets there, by
+    ``iterations`` power iterations; a convolution never reached has none.
+
+    >>> report = lipschitz_report(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), (3, 8, 8))
+    >>> list(report)
+    ['0.weight']
+    """
+    report = {}
+    with torch.inference_mode(False), torch.no_grad():
+        traced = _trace(backbone, input_size)
+        for name, layer, weight in _weights(backbone):
+            norm = traced[name].norm if name in traced else None
+            if norm is not None:
+                weight = weight * _batchnorm_scale(norm).view(-1, 1, 1, 1)
+            largest, smallest = _extremes(layer, weight)
+            operator: float | None = largest
+            if _is_spatial(layer):
+                operator = None
+                if name in traced:
+                    size = traced[name].size
+                    operator = _operator_norm(layer, _wide(weight), size, iterations).item()
+            report[name] = LayerSpectrum(largest, smallest, operator)
+    return report
+
+
+def convolution_norm(layer: nn.Conv2d, size: tuple[int, int], iterations: int = 100) -> Tensor:
+    """The operator norm of a convolution on (H, W) images, a scalar, by power iteration.
+
+    With its padding, stride, dilation and groups, without its bias. Differentiable in its weight.
+    Approached from below.
+
+    >>> layer = nn.Conv2d(1, 1, 3, padding=1, bias=False)
+    >>> _ = nn.init.constant_(layer.weight, 1 / 9)
+    >>> bool(convolution_norm(layer, (16, 16)) < 1)
+    True
+    """
+    return _operator_norm(layer, _wide(layer.weight), size, iterations)
+
+
+def parametrize_spectral(module: nn.Module) -> nn.Module:
+    """Divide every spectral layer's weight by its sigma_max, in place; returns ``module``.
+
+    By torch.nn.utils.parametrizations.spectral_norm, whose matrix is (out, in * kh * kw), for
+    grouped convolutions too: a stricter cap than :class:`SpectralRegularizer`'s on those. Names in
+    the state dict change (see :func:`plain_state_dict`), and so does the order of parameters(): a
+    momentum copy has to be parametrised as well, or be made by copy.deepcopy afterwards. The global
+    random state is left as it was; a weight that is parametrised already is left alone.
+
+    >>> linear = parametrize_spectral(nn.Linear(4, 3)).eval()
+    >>> bool((torch.linalg.matrix_norm(linear.weight, 2) - 1).abs() < 1e-2)
+    True
+    """
+    weights = _weights(module)
+    cuda = {weight.device.index for _, _, weight in weights if weight.is_cuda}
+    with torch.random.fork_rng(devices=sorted(cuda)):
+        for name, layer, _ in weights:
+            attribute = name.rpartition(".")[2]
+            if not parametrize.is_parametrized(layer, attribute):
+                parametrizations.spectral_norm(layer, attribute)
+    return module
+
+
+@torch.no_grad()
+def plain_weights(module: nn.Module) -> dict[str, Tensor]:
+    """The effective weight of every parametrised layer under its plain name.
+
+    As in evaluation mode: no power iteration is made, and calling this changes nothing.
+
+    >>> list(plain_weights(parametrize_spectral(nn.Sequential(nn.Linear(4, 3)))))
+    ['0.weight']
+    """
+    with _evaluating(module):
+        return {
+            f"{prefix}{attribute}": getattr(layer, attribute).detach()
+            for prefix, layer, attribute in _parametrized(module)
+        }
+
+
+def plain_state_dict(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of ``module`` with effective weights under plain names.
+
+    It loads into the plain network with ``strict=True``. For resuming, keep
+    :func:`parametrized_state` beside it.
+
+    >>> plain = plain_state_dict(parametrize_spectral(nn.Linear(4, 3)))
+    >>> nn.Linear(4, 3).load_state_dict(plain)
+    <All keys matched successfully>
+    """
+    taken = tuple(
+        f"{prefix}parametrizations.{attribute}." for prefix, _, attribute in _parametrized(module)
+    )
+    plain = {name: v for name, v in module.state_dict().items() if not name.startswith(taken)}
+    return {**plain, **plain_weights(module)}
+
+
+def parametrized_state(module: nn.Module) -> dict[str, Tensor]:
+    """What :func:`plain_state_dict` lacks for resuming: the weights before division, and u and v.
+
+    The keys are ``original_0``, ``u_0``, ``v_0``, ...: numbers, in registration order, because host
+    scripts rewrite every key that looks like a network's.
+    """
+    return {key: tensor.detach() for key, tensor in _parametrized_tensors(module).items()}
+
+
+@torch.no_grad()
+def load_parametrized_state(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put :func:`parametrized_state` back, in place, into a module parametrised in the same way.
+
+    Raises:
+        IECLError: keys or shapes are not those of ``module``; nothing is changed then.
+
+    >>> a, b = (parametrize_spectral(nn.Linear(4, 3)) for _ in range(2))
+    >>> load_parametrized_state(b, parametrized_state(a))
+    >>> torch.equal(plain_weights(a)["weight"], plain_weights(b)["weight"])
+    True
+    """
+    own = _parametrized_tensors(module)
+    wrong = [key for key in own.keys() ^ state.keys()]
+    wrong += [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    if wrong:
+        raise IECLError(f"spectral state: '{min(wrong)}' does not fit this network's layers")
+    for key, tensor in own.items():
+        tensor.copy_(state[key])
+
+
+# --- vectors and matrices
+
+
+def _largest(matrix: Tensor, u: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """sigma_max (n,) and its left vectors (n, rows) of matrices (n, rows, columns), from ``u``."""
+    for _ in range(iterations):
+        with torch.no_grad():
+            v = F.normalize(_left(u, matrix), dim=1)
+        image = _right(matrix, v)
+        u = _unit(image.detach(), u)
+    return torch.linalg.vector_norm(image, dim=1), u
+
+
+def _smallest(matrix: Tensor, u: Tensor, iterations: int = 1) -> tuple[Tensor, Tensor]:
+    """sigma_min (n,) of matrices (n, rows, columns) and its vectors on the shorter side."""
+    wide = matrix.shape[1] <= matrix.shape[2]
+    with torch.no_grad():
+        gram = torch.bmm(matrix, matrix.mT) if wide else torch.bmm(matrix.mT, matrix)
+        diagonal = gram.diagonal(dim1=1, dim2=2)
+        # The shift keeps Cholesky safe when sigma_min is nearly zero, and leaves the vectors be.
+        diagonal += 1e-5 * diagonal.mean(1, keepdim=True) + torch.finfo(gram.dtype).tiny
+        factor = torch.linalg.cholesky_ex(gram).L
+        for _ in range(iterations):
+            u = _unit(torch.cholesky_solve(u.unsqueeze(2), factor).squeeze(2), u)
+    image = _left(u, matrix) if wide else _right(matrix, u)
+    return torch.linalg.vector_norm(image, dim=1), u
+
+
+def _convolution_largest(
+    layer: nn.Conv2d, weight: Tensor, v: Tensor, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """Operator norm (1,) and its right vector (1, C, H, W), from ``v``; bias left out."""
+    for _ in range(iterations):
+        # outside inference mode, since the transpose of the map is its gradient
+        with torch.inference_mode(False), torch.enable_grad():
+            x = v.detach().clone().requires_grad_()
+            image = _convolve(layer, weight.detach(), x)
+            (back,) = torch.autograd.grad(image, x, image.detach())
+        v = _unit(back.flatten(1), v.flatten(1)).view_as(v)
+    return torch.linalg.vector_norm(_convolve(layer, weight, v).flatten(1), dim=1), v
+
+
+def _operator_norm(
+    layer: nn.Conv2d, weight: Tensor, size: tuple[int, int], iterations: int
+) -> Tensor:
+    generator = torch.Generator().manual_seed(_SEED)
+    v = torch.randn(1, layer.in_channels, *size, generator=generator).to(weight)
+    return _convolution_largest(layer, weight, v / v.norm(), iterations)[0].squeeze(0)
+
+
+def _convolve(layer: nn.Conv2d, weight: Tensor, x: Tensor) -> Tensor:
+    return layer._conv_forward(x, weight, None)
+
+
+# In these forms the gradient of the matrix comes out contiguous; a transposed one costs four times
+# the whole penalty when it is added to the weight's.
+def _left(vector: Tensor, matrix: Tensor) -> Tensor:
+    return torch.bmm(vector.unsqueeze(1), matrix).squeeze(1)
+
+
+def _right(matrix: Tensor, vector: Tensor) -> Tensor:
+    return torch.bmm(matrix, vector.unsqueeze(2)).squeeze(2)
+
+
+def _unit(vector: Tensor, fallback: Tensor) -> Tensor:
+    """Rows at norm 1. A zero weight would erase the direction for good, so the last one is kept."""
+    norm = torch.linalg.vector_norm(vector, dim=1, keepdim=True)
+    return torch.where(norm > torch.finfo(norm.dtype).tiny, vector / norm, fallback)
+
+
+def _wide(weight: Tensor) -> Tensor:
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))
+
+
+def _extremes(layer: nn.Module, weight: Tensor) -> tuple[float, float]:
+    values = torch.linalg.svdvals(_wide(weight).reshape(_block_shape(layer, weight)))
+    return values.max().item(), values.min().item()
+
+
+def _block_shape(layer: nn.Module, weight: Tensor) -> tuple[int, int, int]:
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    return groups, weight.shape[0] // groups, weight[0].numel()
+
+
+# --- networks
+
+
+class _Traced(NamedTuple):
+    size: tuple[int, int]
+    norm: nn.BatchNorm2d | None
+
+
+def _weights(module: nn.Module) -> list[tuple[str, nn.Module, Tensor]]:
+    """(name of the weight, its layer, the weight) for each spectral layer."""
+    found = []
+    # evaluation: to read a parametrised weight while training is to move its power iteration
+    with _evaluating(module):
+        for name, layer in spectral_layers(module):
+            attention = isinstance(layer, nn.MultiheadAttention)
+            for attribute in _ATTENTION_WEIGHTS if attention else ("weight",):
+                weight = getattr(layer, attribute)
+                if weight is not None:
+                    found.append((f"{name}.{attribute}" if name else attribute, layer, weight))
+    return found
+
+
+def _is_spatial(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether the operator norm is not simply the kernel's, as it is for 1x1."""
+    return isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards each submodule's own mode again."""
+    modes = {child: child.training for child in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, training in modes.items():
+            child.training = training
+
+
+@torch.no_grad()
+def _trace(backbone: nn.Module, input_size: tuple[int, int, int]) -> dict[str, _Traced]:
+    """For each convolution an image reaches: its input's (H, W), and the batch norm after it."""
+    names = {layer: name for name, layer, _ in _weights(backbone) if isinstance(layer, nn.Conv2d)}
+    sizes: dict[str, tuple[int, int]] = {}
+    norms: dict[str, nn.BatchNorm2d] = {}
+    outputs: list[tuple[str, Tensor]] = []
+
+    def after_convolution(layer: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        sizes.setdefault(names[layer], (args[0].shape[-2], args[0].shape[-1]))  # type: ignore[index]
+        outputs.append((names[layer], output))  # type: ignore[index]
+
+    def before_norm(norm: nn.Module, args: tuple[Tensor]) -> None:
+        for name, output in outputs:
+            if output is args[0]:
+                norms[name] = norm  # type: ignore[assignment]
+
+    handles = [layer.register_forward_hook(after_convolution) for layer in names]
+    for layer in backbone.modules():
+        # with batch statistics there is no fixed factor to fold
+        if isinstance(layer, nn.BatchNorm2d) and layer.running_var is not None:
+            handles.append(layer.register_forward_pre_hook(before_norm))
+    image = next(backbone.parameters()).new_zeros(1, *input_size)
+    try:
+        with _evaluating(backbone):
+            # forward itself: a host may have hooked the backbone to transform a view
+            backbone.forward(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: _Traced(size, norms.get(name)) for name, size in sizes.items()}
+
+
+def _batchnorm_scale(norm: nn.BatchNorm2d) -> Tensor:
+    """(C,) the factor that each channel meets in evaluation."""
+    assert norm.running_var is not None
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    return scale if norm.weight is None else scale * norm.weight.abs()
+
+
+def _parametrized(module: nn.Module) -> list[tuple[str, nn.Module, str]]:
+    """(prefix, layer, attribute) for each tensor that :func:`parametrize_spectral` took over."""
+    return [
+        (f"{name}." if name else "", layer, attribute)
+        for name, layer in module.named_modules()
+        if parametrize.is_parametrized(layer)
+        for attribute, stack in layer.parametrizations.items()
+        if hasattr(stack[0], "_u")
+    ]
+
+
+def _parametrized_tensors(module: nn.Module) -> dict[str, Tensor]:
+    tensors = {}
+    for index, (_, layer, attribute) in enumerate(_parametrized(module)):
+        stack = layer.parametrizations[attribute]  # type: ignore[index]
+        for key, name in {"original": "original", "u": "0._u", "v": "0._v"}.items():
+            tensors[f"{key}_{index}"] = attrgetter(name)(stack)
+    return tensors
