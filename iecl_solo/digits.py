@@ -1,0 +1,107 @@
+"""scikit-learn's handwritten digits as an image folder: a data set that needs no network."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from iecl_solo.errors import IECLError
+
+_NUM_IMAGES = 1797
+# what the folder was written with; it is written last, so a folder that has it is complete
+_MARKER = ".written"
+
+
+def _marker(image_size: int, test_fraction: float, seed: int) -> str:
+    return f"digits image_size={image_size} test_fraction={test_fraction} seed={seed}"
+
+
+def _written_with(root: Path) -> str | None:
+    file = root / _MARKER
+    return file.read_text() if file.is_file() else None
+
+
+def _is_complete(root: Path, marker: str) -> bool:
+    images = sum(1 for _ in root.glob("t*/*/*.png"))
+    return _written_with(root) == marker and images == _NUM_IMAGES
+
+
+def _write(root: Path, image_size: int, test_fraction: float, seed: int) -> None:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    pixels, labels = load_digits(return_X_y=True)
+    pixels = np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    train, _ = train_test_split(
+        np.arange(len(labels)), test_size=test_fraction, stratify=labels, random_state=seed
+    )
+    in_train = set(train.tolist())
+    for index, label in enumerate(labels):
+        folder = root / ("train" if index in in_train else "test") / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(pixels[index]).resize(
+            (image_size, image_size), Image.Resampling.BILINEAR
+        )
+        image.convert("RGB").save(folder / f"{index:04d}.png")
+
+
+def write_digits(
+    root: str | Path, image_size: int = 32, test_fraction: float = 0.2, seed: int = 0
+) -> Path:
+    """Write the 1,797 digits of scikit-learn's ``load_digits`` as ``root/{train,test}/<0-9>/``.
+
+    Files are RGB PNGs named by the digit's index, upscaled from 8 x 8 by bilinear interpolation;
+    the split is stratified by class. A folder that is complete is left alone. Anything else is
+    written to a temporary sibling and moved into place, so that an interrupted call leaves
+    nothing that could be taken for the data. Images that are missing from a folder written here
+    are written again.
+
+    Args:
+        root: the folder; its parent is made if need be.
+        image_size: height and width of the images, in pixels.
+        test_fraction: part of the images that goes to ``test``.
+        seed: of the split.
+
+    Returns:
+        ``root``.
+
+    Raises:
+        IECLError: an impossible ``image_size`` or ``test_fraction``, or a ``root`` that holds
+            something else than the images asked for.
+
+    Example:
+        >>> import tempfile
+        >>> root = write_digits(Path(tempfile.mkdtemp()) / "digits")
+        >>> len(list(root.glob("train/*/*.png"))), len(list(root.glob("test/*/*.png")))
+        (1437, 360)
+    """
+    root = Path(root)
+    if image_size < 8:
+        raise IECLError(f"digits: image_size {image_size} is not allowed, at least 8 is")
+    if not 0.01 <= test_fraction <= 0.99:
+        raise IECLError(f"digits: test_fraction {test_fraction} is not allowed, 0.01 to 0.99 is")
+    marker = _marker(image_size, test_fraction, seed)
+    if _is_complete(root, marker):
+        return root
+    if _written_with(root) == marker:
+        _write(root, image_size, test_fraction, seed)
+        return root
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise IECLError(
+            f"digits: {root} holds something else than {marker}; remove it or name another folder"
+        )
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
+        new = Path(temporary) / root.name
+        _write(new, image_size, test_fraction, seed)
+        (new / _MARKER).write_text(marker)
+        try:
+            new.replace(root)
+        except OSError:
+            # another process may have been faster
+            if not _is_complete(root, marker):
+                raise
+    return root
