@@ -1,0 +1,61 @@
+"""What a run costs: seconds a step, peak memory, parameters."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+# the first steps pay for allocation, autotuning and compilation
+WARMUP_STEPS = 5
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak memory since the start: allocated on a CUDA device, else resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere else
+
+
+class CostMonitor(Callback):
+    """Times every training step, from its batch being there to its update being made.
+
+    Attributes:
+        steps: seconds of each step, in order.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[float] = []
+        self._start = 0.0
+
+    def _now(self, module: LightningModule) -> float:
+        if module.device.type == "cuda":
+            torch.cuda.synchronize(module.device)
+        return time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._start = self._now(module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.steps.append(self._now(module) - self._start)
+
+    def summary(self, module: LightningModule) -> dict[str, float]:
+        """Median seconds a step, peak memory in bytes, parameters in training and in all."""
+        timed = self.steps[WARMUP_STEPS:] or self.steps
+        trained = {p for p in module.parameters() if p.requires_grad}
+        return {
+            "seconds_per_step": statistics.median(timed) if timed else float("nan"),
+            "peak_memory_bytes": peak_memory_bytes(module.device),
+            "trained_parameters": sum(p.numel() for p in trained),
+            "parameters": sum(p.numel() for p in module.parameters()),
+        }

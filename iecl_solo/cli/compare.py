@@ -1,0 +1,274 @@
+"""``iecl-solo compare``: a method and its IE-CL twin, same seed, same batches, one table."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from iecl_solo.cli.pretrain import pretrain, trainer_arguments
+from iecl_solo.cli.runs import Run, read_json, versions, write_json
+from iecl_solo.errors import IECLError
+from iecl_solo.evaluate.entropy import query_entropy
+from iecl_solo.evaluate.knn import extract_features, knn_accuracy
+from iecl_solo.evaluate.linear import linear_accuracy
+from iecl_solo.evaluate.load import load_backbone, load_method, read_pretrained
+from iecl_solo.evaluate.pictures import plot_curves, plot_saib, read_metrics
+from iecl_solo.evaluate.protocol import EvaluationConfig, linear_config
+from iecl_solo.registry import check_method
+from iecl_solo.solo.config import parse_block
+from iecl_solo.solo.data import evaluation_datasets, evaluation_loader, pretrain_loader
+from iecl_solo.solo.host import find_host
+from iecl_solo.solo.settings import prepare_linear, prepare_pretrain, require
+
+EVALUATION = "evaluation.json"
+TWIN = "iecl_"
+
+
+def twins(cfg: DictConfig) -> tuple[DictConfig, DictConfig]:
+    """The baseline's and the twin's configuration out of either; all but the objective is shared."""
+    require(cfg, ["method"])
+    plain = cfg.method.removeprefix(TWIN)
+    both = []
+    for method in (plain, TWIN + plain):
+        own = OmegaConf.create(OmegaConf.to_container(cfg))
+        OmegaConf.set_struct(own, False)
+        assert isinstance(own, DictConfig)
+        own.method = method
+        if method == plain:
+            own.pop("iecl", None)
+        own.pop("evaluation", None)
+        both.append(own)
+    return both[0], both[1]
+
+
+def evaluate(run: Run, protocol: EvaluationConfig) -> dict[str, Any]:
+    """k-NN and linear accuracy, and H(Z'), of a finished run; once."""
+    path = run.folder / EVALUATION
+    settings = OmegaConf.to_container(OmegaConf.structured(protocol))
+    if path.is_file() and (old := read_json(path))["protocol"] == settings:
+        return old
+    host = find_host()
+    pretrained = read_pretrained(run.checkpoint)
+    cfg = pretrained.cfg
+    data = (host, cfg.data.dataset, cfg.data.train_path, cfg.data.val_path)
+    size = cfg.augmentations[0].crop_size
+    backbone = load_backbone(pretrained, host)
+    plain_train, test = evaluation_datasets(*data, image_size=size)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    features = [
+        extract_features(backbone, evaluation_loader(s, 256, cfg.data.num_workers), device)
+        for s in (plain_train, test)
+    ]
+    knn = knn_accuracy(
+        host,
+        features[0],
+        features[1],
+        k=protocol.knn.k,
+        temperature=protocol.knn.temperature,
+        distance=protocol.knn.distance,
+    )
+    linear = prepare_linear(linear_config(cfg, protocol.linear, str(run.checkpoint)), host)
+    augmented, _ = evaluation_datasets(*data, image_size=size, augment=True)
+    print(f"{cfg.name}  linear evaluation, {linear.max_epochs} epochs", flush=True)
+    arguments = trainer_arguments(linear) | {"logger": False, "enable_progress_bar": False}
+    top = linear_accuracy(linear, backbone, host, augmented, test, arguments)
+    torch.manual_seed(cfg.seed)  # the same views for both
+    entropy = query_entropy(load_method(pretrained, host), host, pretrain_loader(cfg, host))
+    result = {
+        "protocol": settings,
+        "knn_acc1": knn[0],
+        "knn_acc5": knn[1],
+        "linear_acc1": top[0],
+        "linear_acc5": top[1],
+        "query_entropy": entropy,
+        "versions": versions(host),
+    }
+    write_json(path, result)
+    return result
+
+
+def _train_and_evaluate(settings: dict[str, Any], evaluation: dict[str, Any]) -> None:
+    cfg = OmegaConf.create(settings)
+    assert isinstance(cfg, DictConfig)
+    run = pretrain(cfg)
+    evaluate(run, parse_block("evaluation", EvaluationConfig, evaluation))
+
+
+def _child(target: Callable[..., None], args: tuple[Any, ...], errors: Any) -> None:
+    try:
+        target(*args)
+    except IECLError as error:
+        errors.put(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception:
+        errors.put(traceback.format_exc())
+        sys.exit(1)
+
+
+def in_own_process(target: Callable[..., None], *args: Any) -> None:
+    """Run ``target`` in a fresh process, so that its peak memory is its own.
+
+    Raises:
+        IECLError: what went wrong there.
+    """
+    context = multiprocessing.get_context("spawn")
+    errors = context.Queue()
+    process = context.Process(target=_child, args=(target, args, errors))
+    process.start()
+    try:
+        process.join()
+    except KeyboardInterrupt:
+        process.join()
+        raise
+    if process.exitcode == 130:
+        raise KeyboardInterrupt
+    if process.exitcode:
+        raise IECLError(errors.get(timeout=5) if not errors.empty() else "the run was killed")
+
+
+def table(runs: list[Run]) -> pd.DataFrame:
+    """One row a run, baseline first: accuracy, loss terms, cost, entropy."""
+    rows = []
+    for run in runs:
+        result, scores = run.result, read_json(run.folder / EVALUATION)
+        assert result is not None
+        terms = {
+            k.removeprefix("train_").removesuffix("_epoch"): v
+            for k, v in result["metrics"].items()
+            if k.startswith("train_iecl_") and k.endswith("_epoch")
+        }
+        rows.append(
+            {
+                "method": result["method"],
+                "k-NN %": scores["knn_acc1"],
+                "linear %": scores["linear_acc1"],
+                "H(Z') nats": scores["query_entropy"],
+                **terms,
+                "s/step": result["seconds_per_step"],
+                "peak MB": result["peak_memory_bytes"] / 2**20,
+                "parameters": result["parameters"],
+            }
+        )
+    return pd.DataFrame(rows).set_index("method")
+
+
+def _cell(column: str, value: float) -> str:
+    if pd.isna(value):
+        return "-"
+    if column == "parameters":
+        return f"{int(value):,}"
+    return f"{value:.0f}" if column == "peak MB" else f"{value:.4g}"
+
+
+def show(frame: pd.DataFrame, title: str) -> None:
+    """The table on screen: measures down, methods across, the ratio last."""
+    view = Table(title=title, title_justify="left")
+    view.add_column("")
+    for method in frame.index:
+        view.add_column(str(method), justify="right")
+    view.add_column("difference", justify="right")
+    baseline, twin = frame.iloc[0], frame.iloc[1]
+    for column in frame.columns:
+        a, b = baseline[column], twin[column]
+        if column.endswith("%"):
+            change = f"{b - a:+.2f} points"
+        elif pd.isna(a) or pd.isna(b):
+            change = ""
+        elif column.startswith("H("):
+            change = f"{b - a:+.3g}"
+        else:
+            change = f"x {b / a:.3f}"
+        view.add_row(column, _cell(column, a), _cell(column, b), change)
+    Console(width=None if sys.stdout.isatty() else 100).print(view)
+
+
+def verdict(frame: pd.DataFrame) -> str:
+    """One honest sentence: which is ahead, and that one seed does not decide."""
+    parts = []
+    for column in ("k-NN %", "linear %"):
+        change = float(frame[column].iloc[1] - frame[column].iloc[0])
+        word = "ahead of" if change > 0 else "behind" if change < 0 else "level with"
+        parts.append(f"{word} the baseline by {abs(change):.2f} points ({column.split()[0]})")
+    return f"{frame.index[1]} is {' and '.join(parts)}; one seed, so no significance is claimed."
+
+
+def _pictures(runs: list[Run], names: list[str], folder: Path) -> None:
+    plot_curves(
+        {n: read_metrics(r.folder) for n, r in zip(names, runs, strict=True)},
+        folder / "curves.png",
+    )
+    host = find_host()
+    pretrained = read_pretrained(runs[1].checkpoint)
+    model = load_method(pretrained, host).eval()
+    if model.iecl.saib is None:
+        return
+    torch.manual_seed(pretrained.cfg.seed)
+    _, views, _ = next(iter(pretrain_loader(pretrained.cfg, host)))
+    query = model.iecl.views.query[0]
+    with torch.no_grad():
+        plot_saib(views[query][:8], model.iecl.saib(views[query][:8]), folder / "saib.png")
+
+
+def compare(cfg: DictConfig) -> pd.DataFrame:
+    """Train, evaluate and tabulate a method and its twin; what is done already is not redone.
+
+    Args:
+        cfg: a pretraining configuration of either, and optionally ``evaluation:`` and
+            ``compare.dir``.
+
+    Returns:
+        The table, one row a method.
+
+    Raises:
+        IECLError: one line for whatever the configuration gets wrong.
+    """
+    OmegaConf.set_struct(cfg, False)
+    protocol = parse_block("evaluation", EvaluationConfig, cfg.get("evaluation"))
+    require(cfg, ["method", "data.dataset", "data.val_path"])
+    check_method(cfg.method)
+    both = twins(cfg)
+    folder = Path(
+        OmegaConf.select(cfg, "compare.dir")
+        or Path("compare") / f"{both[0].method}-{cfg.data.dataset}"
+    )
+    host = find_host()
+    runs = []
+    for own in both:
+        check_method(own.method)
+        own.pop("compare", None)
+        own.checkpoint = {"enabled": True, "dir": str(folder / "runs"), "frequency": 1}
+        own.name = own.method
+        raw: dict[str, Any] = OmegaConf.to_container(own, resolve=True)  # type: ignore[assignment]
+        run = Run(prepare_pretrain(own, host))
+        in_own_process(
+            _train_and_evaluate, raw, OmegaConf.to_container(OmegaConf.structured(protocol))
+        )
+        runs.append(run)
+    frame = table(runs)
+    folder.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(folder / "table.csv")
+    _pictures(runs, [own.method for own in both], folder)
+    show(
+        frame,
+        f"{cfg.data.dataset}, {cfg.max_epochs} epochs, seed {cfg.get('seed')}, {host.describe()}",
+    )
+    print(verdict(frame))
+    print(f"report: {folder} (table.csv, curves.png, saib.png)")
+    return frame
+
+
+def main(cfg: DictConfig) -> None:
+    """What the command does with the composed configuration."""
+    compare(cfg)

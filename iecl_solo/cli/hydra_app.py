@@ -1,0 +1,133 @@
+"""Run a command as a Hydra application: packaged configs by name, one line for what is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+from iecl_solo.errors import IECLError, unknown_name
+
+PACKAGED = "pkg://iecl_solo.configs"
+
+
+def packaged_configs(folder: str) -> list[str]:
+    """Names that ``--config-name`` takes for a command whose configs are in ``folder``."""
+    root = Path(str(files("iecl_solo.configs"))) / folder
+    names = (p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
+    return sorted(name for name in names if name.rpartition("/")[2] != "base")
+
+
+def _help(command: str, folder: str, what: str) -> str:
+    names = packaged_configs(folder)
+    return "\n".join(
+        [
+            f"usage: iecl-solo {command} --config-name NAME [KEY=VALUE ...]",
+            "",
+            f"{what[0].upper()}{what[1:]}.",
+            "",
+            "  --config-name NAME   one of the packaged configurations below",
+            "  --config-path DIR    take NAME from your own folder, relative to where you stand",
+            "  KEY=VALUE            override any key, e.g. optimizer.batch_size=128 iecl.beta=0.1",
+            "  --cfg job            print the composed configuration and stop",
+            "  --multirun           one run for each combination of KEY=A,B,C",
+            "",
+            "packaged configurations:",
+            *(f"  {name}" for name in names),
+        ]
+    )
+
+
+def _take(arguments: list[str], *flags: str) -> tuple[str | None, list[str]]:
+    """The value of the first of ``flags`` that is given, and the other arguments."""
+    for i, argument in enumerate(arguments):
+        for flag in flags:
+            if argument == flag and i + 1 < len(arguments):
+                return arguments[i + 1], arguments[:i] + arguments[i + 2 :]
+            if argument.startswith(f"{flag}="):
+                return argument.partition("=")[2], arguments[:i] + arguments[i + 1 :]
+    return None, arguments
+
+
+def _source(command: str, folder: str, arguments: list[str]) -> tuple[str, str, list[str]]:
+    """Config path, config name and the arguments left for Hydra."""
+    name, rest = _take(arguments, "--config-name", "-cn")
+    path, rest = _take(rest, "--config-path", "-cp")
+    if name is None:
+        raise IECLError(
+            f"{command}: --config-name is missing; iecl-solo {command} --help lists the names"
+        )
+    name = name.removesuffix(".yaml")
+    if path is None or path == PACKAGED:
+        if name.removeprefix(f"{folder}/") not in packaged_configs(folder):
+            raise unknown_name("config", name, packaged_configs(folder))
+        return PACKAGED, f"{folder}/{name.removeprefix(f'{folder}/')}", rest
+    root = Path(path).expanduser().resolve()
+    if not root.is_dir():
+        raise IECLError(f"--config-path {path}: no such folder")
+    if not (root / f"{name}.yaml").is_file():
+        own = [p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml")]
+        raise unknown_name(f"config in {path}", name, own)
+    return str(root), name, rest
+
+
+def _explain(error: Exception) -> IECLError:
+    """Hydra's own errors in one line, with the nearest key where one was misspelt."""
+    cause = error.__cause__ or error
+    text = " ".join(str(cause).split())
+    key = getattr(cause, "key", None)
+    parent = getattr(cause, "parent_node", None)
+    if key is not None and parent is not None:
+        near = difflib.get_close_matches(str(key), [str(k) for k in parent], 1, 0.5)
+        text = f"unknown key {cause.full_key}"  # type: ignore[attr-defined]
+        text += f": did you mean '{near[0]}'?" if near else ": use +KEY=VALUE to add a new one"
+    return IECLError(text.partition(" full_key:")[0])
+
+
+def run(command: str, module: str, folder: str, what: str, arguments: list[str]) -> int:
+    """Compose the configuration that ``arguments`` name and hand it to ``module.main``.
+
+    Args:
+        command: the command's name, for messages.
+        module: dotted name of the module whose ``main(cfg)`` does the work.
+        folder: folder of the packaged configs.
+        what: what the command does, for its help.
+        arguments: of the command line, after the command.
+
+    Raises:
+        IECLError: one line for whatever is wrong with the configuration.
+    """
+    if "--help" in arguments or "-h" in arguments:
+        print(_help(command, folder, what))
+        return 0
+    path, name, rest = _source(command, folder, arguments)
+
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
+
+    failed: list[IECLError] = []
+
+    def task(cfg: DictConfig) -> None:
+        try:
+            importlib.import_module(module).main(cfg)
+        except IECLError as error:
+            # not through Hydra, which would print lines of its own
+            failed.append(error)
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the error can be told in one line
+    given = sys.argv
+    sys.argv = [f"iecl-solo {command}", *rest]
+    try:
+        hydra.main(version_base="1.3", config_path=path, config_name=name)(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explain(error) from None
+    finally:
+        sys.argv = given
+    if failed:
+        raise failed[0]
+    return 0

@@ -1,0 +1,72 @@
+"""``iecl-solo knn``: what the host's main_knn.py does, on either solo-learn, on any device."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from iecl_solo.cli.runs import versions, write_json
+from iecl_solo.errors import IECLError
+from iecl_solo.evaluate.knn import DISTANCES, extract_features, knn_accuracy
+from iecl_solo.evaluate.load import load_backbone, read_pretrained
+from iecl_solo.solo.data import evaluation_datasets, evaluation_loader
+from iecl_solo.solo.host import find_host
+from iecl_solo.solo.settings import (
+    FOLDER_DATASETS,
+    check_image_folder,
+    check_one_of,
+    check_positive_int,
+    require,
+)
+
+
+def main(cfg: DictConfig) -> None:
+    """Print the accuracy for every combination of k, temperature and distance; save them."""
+    OmegaConf.set_struct(cfg, False)
+    require(cfg, ["pretrained_feature_extractor"])
+    check_positive_int(cfg, "batch_size")
+    for distance in cfg.distance_function:
+        check_one_of("distance_function", distance, DISTANCES)
+    if any(not isinstance(k, int) or k < 1 for k in cfg.k):
+        raise IECLError(f"k: {list(cfg.k)} is not allowed, whole numbers from 1 up are")
+    host = find_host()
+    pretrained = read_pretrained(cfg.pretrained_feature_extractor)
+    data = OmegaConf.merge(
+        pretrained.cfg.data, {k: v for k, v in (cfg.get("data") or {}).items() if v is not None}
+    )
+    for key in ("train_path", "val_path"):
+        if data.get(key) is None:
+            raise IECLError(f"data.{key}: no value is given, and the checkpoint has none")
+        if data.dataset in FOLDER_DATASETS:
+            check_image_folder(f"data.{key}", data[key])
+    train_set, test_set = evaluation_datasets(
+        host,
+        data.dataset,
+        data.train_path,
+        data.val_path,
+        image_size=pretrained.cfg.augmentations[0].crop_size,
+        data_format=data.get("format", "image_folder"),
+    )
+    backbone = load_backbone(pretrained, host)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    train, test = (
+        extract_features(backbone, evaluation_loader(s, cfg.batch_size, cfg.num_workers), device)
+        for s in (train_set, test_set)
+    )
+    rows = []
+    for distance, k in itertools.product(cfg.distance_function, cfg.k):
+        for temperature in cfg.temperature if distance == "cosine" else [cfg.temperature[0]]:
+            top1, top5 = knn_accuracy(
+                host, train, test, k=k, temperature=temperature, distance=distance
+            )
+            row = {"distance": distance, "k": k, "acc1": top1, "acc5": top5}
+            if distance == "cosine":
+                row["temperature"] = temperature
+            rows.append(row)
+            at = f", T {temperature}" if distance == "cosine" else ""
+            print(f"k-NN ({distance}, k {k}{at}): top-1 {top1:.2f} %, top-5 {top5:.2f} %")
+    result = pretrained.path.parent / "knn.json"
+    write_json(result, {"rows": rows, "versions": versions(host)})
+    print(f"saved: {result}")

@@ -1,0 +1,180 @@
+"""``iecl-solo pretrain``: what the host's main_pretrain.py does, on either solo-learn."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger
+from omegaconf import DictConfig, OmegaConf
+
+from iecl_solo.callbacks.cost import CostMonitor
+from iecl_solo.callbacks.epoch_line import EpochLine
+from iecl_solo.callbacks.seed import EpochSeed
+from iecl_solo.cli.runs import Run, versions
+from iecl_solo.errors import IECLError
+from iecl_solo.registry import check_method
+from iecl_solo.solo.build import build_model
+from iecl_solo.solo.checkpoint import read_checkpoint
+from iecl_solo.solo.data import evaluation_datasets, evaluation_loader, pretrain_loader
+from iecl_solo.solo.host import Host, find_host
+from iecl_solo.solo.settings import device_count, prepare_pretrain, require
+
+
+def loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
+    """CSV unless it is switched off, TensorBoard and W&B if they are switched on."""
+    out: list[Logger] = []
+    if OmegaConf.select(cfg, "csv.enabled", default=True):
+        out.append(CSVLogger(folder, name="logs"))
+    if OmegaConf.select(cfg, "tensorboard.enabled", default=False):
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        out.append(TensorBoardLogger(folder, name="tensorboard"))
+    if OmegaConf.select(cfg, "wandb.enabled", default=False):
+        from lightning.pytorch.loggers import WandbLogger
+
+        out.append(
+            WandbLogger(
+                name=cfg.name,
+                project=cfg.wandb.project,
+                entity=cfg.wandb.get("entity"),
+                offline=cfg.wandb.get("offline", False),
+                save_dir=folder,
+            )
+        )
+    return out
+
+
+def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
+    """The entries of a configuration that Lightning's Trainer takes, as it wants them today."""
+    allowed = inspect.signature(Trainer.__init__).parameters
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    kwargs = {name: plain[name] for name in allowed if plain.get(name) is not None}
+    accelerator = kwargs.get("accelerator", "auto")
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+    if on_cpu:  # it counts processes there and refuses a list of indices
+        kwargs["devices"] = device_count(cfg)
+    if device_count(cfg) == 1 and kwargs.get("num_nodes", 1) == 1:
+        # a process group of one costs its start-up and gives nothing
+        kwargs["strategy"] = "auto"
+        kwargs.pop("sync_batchnorm", None)
+    return kwargs
+
+
+def fit(
+    cfg: DictConfig,
+    host: Host,
+    run: Run,
+    *,
+    callbacks: list[Callback] | None = None,
+) -> tuple[LightningModule, Trainer]:
+    """Train what a completed configuration says, from the run's last checkpoint if it has one."""
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    model = build_model(cfg, host)
+    if OmegaConf.select(cfg, "performance.compile", default=False):
+        getattr(model, host.online).compile()
+    train = pretrain_loader(cfg, host)
+    val = None
+    if cfg.data.val_path is not None and not cfg.data.no_labels:
+        _, val_set = evaluation_datasets(
+            host,
+            cfg.data.dataset,
+            cfg.data.train_path,
+            cfg.data.val_path,
+            image_size=cfg.augmentations[0].crop_size,
+            data_format=cfg.data.format,
+        )
+        val = evaluation_loader(val_set, cfg.optimizer.batch_size, cfg.data.num_workers)
+    keep: list[Callback] = [EpochSeed(cfg.seed), *(callbacks or [])]
+    if cfg.checkpoint.enabled:
+        keep.append(
+            ModelCheckpoint(
+                run.folder,
+                filename=run.checkpoint.stem,
+                every_n_epochs=cfg.checkpoint.frequency,
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            )
+        )
+    if OmegaConf.select(cfg, "wandb.enabled", default=False):
+        keep.append(LearningRateMonitor("step"))
+    bar = sys.stderr.isatty()
+    if not bar:
+        keep.append(EpochLine(cfg.name))
+    resume: str | None = cfg.get("resume_from_checkpoint")
+    if resume is None and run.checkpoint.is_file():
+        resume = str(run.checkpoint)
+    if resume is not None:
+        read_checkpoint(resume)  # a truncated file is refused in one line, before any work
+    trainer = Trainer(
+        **trainer_arguments(cfg)
+        | {
+            "logger": loggers(cfg, run.folder),
+            "callbacks": keep,
+            "enable_checkpointing": cfg.checkpoint.enabled,
+            "enable_progress_bar": bar,
+            "enable_model_summary": False,
+        },
+    )
+    trainer.fit(model, train, val, ckpt_path=resume)
+    if trainer.interrupted:
+        raise IECLError(f"interrupted; run the same command again to go on from {run.folder}")
+    return model, trainer
+
+
+def pretrain(cfg: DictConfig) -> Run:
+    """Pretrain a configuration, once: a finished run is left as it is.
+
+    Args:
+        cfg: in solo-learn's schema, as composed.
+
+    Returns:
+        The run, whose ``result`` is there.
+
+    Raises:
+        IECLError: one line for whatever the configuration gets wrong.
+    """
+    require(cfg, ["method"])
+    check_method(cfg.method)
+    host = find_host()
+    cfg = prepare_pretrain(cfg, host)
+    build_model(OmegaConf.create(OmegaConf.to_container(cfg)), host)  # refused before a folder is
+    run = Run(cfg)
+    run.claim(host)
+    if run.result is not None:
+        print(f"{run.folder} is trained already", flush=True)
+        return run
+    cost = CostMonitor()
+    start = time.perf_counter()
+    try:
+        model, trainer = fit(cfg, host, run, callbacks=[cost])
+    except BaseException:
+        run.discard_if_empty()
+        raise
+    if trainer.is_global_zero:
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        run.finish(
+            {
+                "method": cfg.method,
+                "name": cfg.name,
+                "checkpoint": str(run.checkpoint),
+                "seconds": time.perf_counter() - start,
+                "device": str(model.device),
+                **cost.summary(model),
+                "metrics": metrics,
+                "versions": versions(host),
+            }
+        )
+    return run
+
+
+def main(cfg: DictConfig) -> None:
+    """What the command does with the composed configuration."""
+    run = pretrain(cfg)
+    print(f"checkpoint: {run.checkpoint}")

@@ -1,0 +1,83 @@
+"""A trained network back from its checkpoint: the plain backbone, or the whole method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from iecl_solo.cli.runs import ARGS, read_json
+from iecl_solo.errors import IECLError
+from iecl_solo.registry import check_method
+from iecl_solo.solo.backbones import build_backbone
+from iecl_solo.solo.build import build_model
+from iecl_solo.solo.checkpoint import backbone_state, load_strictly, read_checkpoint
+from iecl_solo.solo.host import Host
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A checkpoint and the settings beside it.
+
+    Attributes:
+        path: the ``.ckpt`` file.
+        cfg: the run's completed configuration (its ``args.json``).
+        checkpoint: contents of the file.
+    """
+
+    path: Path
+    cfg: DictConfig
+    checkpoint: dict[str, Any]
+
+
+def read_pretrained(path: str | Path) -> Pretrained:
+    """A checkpoint of solo-learn's or ours, with the ``args.json`` that stands beside it.
+
+    Args:
+        path: the ``.ckpt`` file, or the folder of its run.
+
+    Raises:
+        IECLError: one line, for what is missing or cannot be read.
+    """
+    file = Path(path).expanduser()
+    if file.is_dir():
+        found = sorted(file.glob("*.ckpt"))
+        if not found:
+            raise IECLError(f"checkpoint {path}: the folder holds no .ckpt file")
+        file = found[-1]
+    checkpoint = read_checkpoint(file)
+    args = file.parent / ARGS
+    if not args.is_file():
+        raise IECLError(f"checkpoint {path}: {ARGS}, which names its backbone, is not beside it")
+    cfg = OmegaConf.create(read_json(args))
+    assert isinstance(cfg, DictConfig)
+    return Pretrained(file, cfg, checkpoint)
+
+
+def load_backbone(pretrained: Pretrained, host: Host) -> nn.Module:
+    """The trained online network, (B, 3, H, W) to (B, num_features), every tensor accounted for."""
+    cfg = pretrained.cfg
+    kwargs: dict[str, Any] = OmegaConf.to_container(cfg.backbone.get("kwargs") or {})  # type: ignore[assignment]
+    backbone = build_backbone(
+        host,
+        cfg.backbone.name,
+        method=cfg.method,
+        cifar=cfg.data.dataset in ("cifar10", "cifar100"),
+        **kwargs,
+    )
+    state = backbone_state(pretrained.checkpoint, pretrained.path)
+    load_strictly(backbone, state, pretrained.path)
+    return backbone
+
+
+def load_method(pretrained: Pretrained, host: Host) -> LightningModule:
+    """The whole trained method, objective included."""
+    check_method(pretrained.cfg.method)
+    model = build_model(pretrained.cfg, host)
+    model.on_load_checkpoint(pretrained.checkpoint)
+    load_strictly(model, pretrained.checkpoint["state_dict"], pretrained.path)
+    return model

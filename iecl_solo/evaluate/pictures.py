@@ -1,0 +1,124 @@
+"""The pictures of a comparison: training curves, and images before and after SAIB."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from torch import Tensor
+
+# colour-blind safe, and told apart in grey
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+
+
+def read_metrics(run: Path) -> pd.DataFrame:
+    """All that the CSV logger wrote for a run, its interruptions included, one row an epoch."""
+    logs = sorted(run.glob("logs/version_*/metrics.csv"), key=lambda p: p.stat().st_mtime)
+    frames = [pd.read_csv(path) for path in logs if path.stat().st_size > 0]
+    if not frames:
+        return pd.DataFrame()
+    # an epoch that was begun twice is taken from the run that finished it
+    return pd.concat(frames).groupby("epoch").last().sort_index()
+
+
+def host_loss(metrics: pd.DataFrame) -> str | None:
+    """The column of the host's own loss, whatever it calls it."""
+    names = [c for c in metrics.columns if c.endswith(("_loss_epoch", "_sim_epoch"))]
+    own = [c for c in names if not c.startswith(("train_class", "train_momentum", "train_iecl"))]
+    return own[0] if own else None
+
+
+def _titled(column: str) -> str:
+    return column.removeprefix("train_").removesuffix("_epoch").replace("_", " ")
+
+
+def plot_curves(runs: dict[str, pd.DataFrame], path: Path) -> None:
+    """Host loss, online accuracy and the objective's terms over the epochs, one line a run."""
+    first = next(iter(runs.values()))
+    loss = host_loss(first)
+    accuracy = "val_acc1" if "val_acc1" in first else "train_acc1_epoch"
+    terms = sorted(
+        {
+            c
+            for frame in runs.values()
+            for c in frame.columns
+            if c.startswith("train_iecl_") and c.endswith("_epoch")
+        }
+    )
+    panels = [p for p in (loss, accuracy, *terms) if p is not None]
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(4.2 * columns, 3 * rows), squeeze=False, layout="constrained"
+    )
+    for axis, column in zip(axes.flat, panels, strict=False):
+        for (name, frame), colour in zip(runs.items(), _COLOURS, strict=False):
+            if column in frame:
+                values = frame[column].dropna()
+                axis.plot(values.index + 1, values, label=name, color=colour, linewidth=1.8)
+        axis.set_title(
+            {loss: "host loss", accuracy: "online accuracy, %"}.get(column, _titled(column)),
+            fontsize=10,
+        )
+        axis.set_xlabel("epoch", fontsize=9)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    axes.flat[0].legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _shown(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    return ((x - low) / (high - low)).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+def plot_saib(before: Tensor, after: Tensor, path: Path, columns: int = 8) -> None:
+    """Views before SAIB, after it, and their difference, each pair on one scale.
+
+    Args:
+        before: (B, 3, H, W) views as the host hands them on (normalised pixels).
+        after: (B, 3, H, W) what SAIB makes of them.
+        path: the PNG to write.
+        columns: how many views to show.
+    """
+    before, after = before[:columns].float().cpu(), after[:columns].float().cpu()
+    # matched to the raw view's mean and spread: a plain scaling is undone by the first batch norm,
+    # and on the raw view's scale it would only show as saturated pixels
+    mean, std = (f(before, dim=(1, 2, 3), keepdim=True) for f in (torch.mean, torch.std))
+    mean_after = after.mean(dim=(1, 2, 3), keepdim=True)
+    std_after = after.std(dim=(1, 2, 3), keepdim=True)
+    matched = (after - mean_after) / std_after.clamp_min(1e-6) * std + mean
+    low = before.amin(dim=(1, 2, 3), keepdim=True)
+    high = before.amax(dim=(1, 2, 3), keepdim=True) + 1e-6
+    difference = (matched - before).abs()
+    rows = {
+        "view": _shown(before, low, high),
+        "SAIB(view)": _shown(matched, low, high),
+        "|difference|": (difference / difference.amax().clamp_min(1e-6)).permute(0, 2, 3, 1),
+    }
+    count = len(before)
+    figure, axes = plt.subplots(
+        3, count, figsize=(1.3 * count + 0.9, 4.3), squeeze=False, layout="constrained"
+    )
+    for row, (label, pictures) in zip(axes, rows.items(), strict=True):
+        for axis, picture in zip(row, pictures, strict=True):
+            axis.imshow(picture.numpy(), interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+        row[0].set_ylabel(label, fontsize=10)
+    scale = float((std_after / std.clamp_min(1e-6)).mean())
+    largest = float(difference.amax() / (high - low).mean())
+    figure.suptitle(
+        f"SAIB, shown at the view's mean and contrast (it multiplies contrast by {scale:.2f}); "
+        f"largest difference {100 * largest:.0f} % of the view's range",
+        fontsize=10,
+    )
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

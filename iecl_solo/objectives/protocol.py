@@ -1,0 +1,109 @@
+"""What an objective is: something added to a host's loss, told in views and embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+#: Which network a view is about to enter. A host without a momentum network has only "online".
+Side = Literal["online", "momentum"]
+
+
+@dataclass(frozen=True)
+class Views:
+    """How the views of one step divide into query and anchor.
+
+    Attributes:
+        num_views: large crops of one image.
+        momentum: whether the host has a momentum network, which then holds the anchor.
+        query: the large crops that are the query on the online side.
+    """
+
+    num_views: int
+    momentum: bool
+    query: tuple[int, ...]
+
+    @property
+    def anchor(self) -> tuple[int, ...]:
+        """Large crops whose embedding is the anchor, on the momentum side if there is one."""
+        if self.momentum:
+            return tuple(range(self.num_views))
+        return tuple(v for v in range(self.num_views) if v not in self.query)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of an objective: what is logged (``value``) and what multiplies it in the loss."""
+
+    value: Tensor
+    weight: float
+
+
+class Objective(nn.Module):
+    """Base of everything that ``with_objective`` can add to a host method.
+
+    A subclass is built as ``Objective(config, image_size, views, network)`` and must not touch
+    the global random state in a way that is seen outside (the wrapper sees to that).
+    Its state-dict keys must not contain "encoder" or "backbone": the host's linear evaluation
+    would take them for the network.
+
+    Attributes:
+        name: prefix of the registered methods, of the log entries and name of the config block.
+        Config: the dataclass that the config block is checked against.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[Any]]
+    views: Views
+
+    @property
+    def parametrizes(self) -> bool:
+        """Whether the host's networks are to be spectrally normalised layer by layer."""
+        return False
+
+    @property
+    def lr_multiplier(self) -> float:
+        """Learning rate of the objective's own parameters over the host's."""
+        return 1.0
+
+    def transform(self, x: Tensor, view: int, side: Side) -> Tensor:
+        """What a large crop (B, C, H, W) becomes before it enters the network. Default: itself."""
+        return x
+
+    def terms(
+        self, query: Tensor, anchor: Tensor, network: nn.Module, epoch: float
+    ) -> dict[str, Term]:
+        """The terms to log and to add to the host's loss.
+
+        Args:
+            query: (Bq, d) embeddings of the query views, with gradient.
+            anchor: (Ba, d) embeddings of the anchor views.
+            network: the online network.
+            epoch: fractional epoch, for warm-up schedules.
+        """
+        raise NotImplementedError
+
+
+def warmup(epoch: float, epochs: float) -> float:
+    """Linear ramp from 0 to 1 over the first ``epochs`` epochs (ours; the papers are silent).
+
+    >>> warmup(2.5, 10.0), warmup(10.0, 10.0), warmup(0.0, 0.0)
+    (0.25, 1.0, 1.0)
+    """
+    return 1.0 if epochs <= 0 else min(1.0, epoch / epochs)
+
+
+def total(terms: dict[str, Term]) -> Tensor | None:
+    """The weighted sum of the terms that carry weight; None if none does.
+
+    A term of weight 0 is left out rather than multiplied: 0 times inf is not 0, and a host whose
+    objective weighs nothing must stay bit for bit what it was.
+
+    >>> total({"kl": Term(torch.tensor(3.0), 0.5), "entropy": Term(torch.tensor(9.0), 0.0)})
+    tensor(1.5000)
+    """
+    parts = [term.weight * term.value for term in terms.values() if term.weight != 0]
+    return torch.stack(parts).sum() if parts else None

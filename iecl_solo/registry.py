@@ -1,0 +1,57 @@
+"""The one list of all that is added to the host, read top to bottom."""
+
+from __future__ import annotations
+
+from iecl_solo import methods
+from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.objectives.iecl import IECL
+from iecl_solo.solo.backbones import register_backbones
+from iecl_solo.solo.host import find_host
+from iecl_solo.solo.wrapper import REFUSED, with_objective
+
+#: Each is added to every method of the host that can have it, as ``<objective>_<method>``.
+OBJECTIVES = (IECL,)
+
+_registered: list[str] = []
+
+
+def register() -> None:
+    """Add all of the above to solo-learn's registries. Idempotent.
+
+    Raises:
+        HostNotFound: when there is no solo-learn.
+    """
+    if _registered:
+        return
+    host = find_host()
+    register_backbones(host)
+    for name, host_class in list(host.methods.items()):
+        if host_class.__name__ in REFUSED:
+            continue
+        for objective in OBJECTIVES:
+            added = with_objective(host_class, objective)
+            added.__module__ = methods.__name__
+            setattr(methods, added.__name__, added)
+            host.methods[f"{objective.name}_{name}"] = added
+            _registered.append(f"{objective.name}_{name}")
+
+
+def added_methods() -> list[str]:
+    """Names that ``register`` added to ``METHODS``."""
+    register()
+    return list(_registered)
+
+
+def check_method(name: str) -> None:
+    """Raise one line for a method that does not exist, or that was refused, with the reason."""
+    register()
+    host = find_host()
+    if name in host.methods and host.methods[name].__name__ not in REFUSED:
+        return
+    for objective in OBJECTIVES:
+        host_class = host.methods.get(name.removeprefix(f"{objective.name}_"))
+        if host_class is not None and host_class.__name__ in REFUSED:
+            raise IECLError(f"method '{name}' is refused: {REFUSED[host_class.__name__]}")
+    raise unknown_name(
+        "method", name, [n for n, c in host.methods.items() if c.__name__ not in REFUSED]
+    )

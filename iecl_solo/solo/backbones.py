@@ -1,0 +1,170 @@
+"""Every timm model as a backbone of the host, ``timm/<name>``, with a stem for small images."""
+
+from __future__ import annotations
+
+from functools import partial, wraps
+from typing import Any
+
+import timm
+from torch import nn
+
+from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.solo.host import Host
+
+PREFIX = "timm/"
+
+
+def first_convolution(model: nn.Module, name: str) -> str:
+    """Dotted name of the strided convolution that a timm model begins with.
+
+    Raises:
+        IECLError: for a model that begins otherwise (one that cuts the image into patches).
+    """
+    path = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv")
+    path = path[0] if isinstance(path, (tuple, list)) else path
+    conv = model.get_submodule(path) if path else None
+    if not isinstance(conv, nn.Conv2d) or conv.stride == conv.kernel_size:
+        raise IECLError(
+            f"{PREFIX}{name}: small_stem is for networks that begin with a strided convolution; "
+            "this one cuts the image into patches, so give it patch_size and img_size instead"
+        )
+    return path
+
+
+def _small_stem(model: nn.Module, name: str) -> None:
+    """Keep the resolution of small images: first convolution 3x3 with stride 1, no max-pool."""
+    path = first_convolution(model, name)
+    conv: nn.Conv2d = model.get_submodule(path)  # type: ignore[assignment]
+    small = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=conv.bias is not None)
+    parent, _, attribute = path.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, small)
+    if isinstance(getattr(model, "maxpool", None), nn.MaxPool2d):
+        model.maxpool = nn.Identity()
+
+
+def timm_backbone(
+    method: str | None = None, *, name: str, small_stem: bool = False, **kwargs: Any
+) -> nn.Module:
+    """A timm model as the host wants a backbone: (B, 3, H, W) to (B, num_features).
+
+    Args:
+        method: what hosts pass first; not used.
+        name: any name of ``timm.list_models()``.
+        small_stem: begin with a 3x3 convolution of stride 1 and no max-pool, as solo-learn does
+            for ResNets on CIFAR.
+        kwargs: handed to ``timm.create_model`` (``img_size``, ``patch_size``, ...).
+
+    Raises:
+        IECLError: unknown name, or a small stem for a network that has none to replace.
+
+    Example:
+        >>> timm_backbone(name="resnet18", small_stem=True).num_features
+        512
+    """
+    if not timm.is_model(name):
+        raise unknown_name("backbone", PREFIX + name, (PREFIX + n for n in timm.list_models()))
+    try:
+        model = timm.create_model(name, num_classes=0, **kwargs)
+    except TypeError as error:
+        raise IECLError(f"backbone {PREFIX}{name}: {error}") from None
+    if small_stem:
+        _small_stem(model, name)
+    # some heads (MobileNetV3, ...) widen after the last stage; hosts read num_features
+    model.num_features = getattr(model, "head_hidden_size", None) or model.num_features
+    return model
+
+
+def _register_on_cfg_host(host: Host) -> None:
+    registry: dict[str, Any] = host.base_method._BACKBONES  # type: ignore[attr-defined]
+    for name in timm.list_models():
+        registry[PREFIX + name] = partial(timm_backbone, name=name)
+    # the host chooses the ViT by the method's name (MoCo v3 has its own): an objective's prefix
+    # must not change the network
+    prefixes = tuple(f"{name}_" for name in ("iecl",))
+    for name, constructor in list(registry.items()):
+        if not name.startswith(PREFIX):
+            registry[name] = _without_prefix(constructor, prefixes)
+
+
+def _without_prefix(constructor: Any, prefixes: tuple[str, ...]) -> Any:
+    @wraps(constructor)
+    def build(method: Any = None, *args: Any, **kwargs: Any) -> nn.Module:
+        for prefix in prefixes:
+            method = str(method).removeprefix(prefix) if method is not None else None
+        return constructor(method, *args, **kwargs)
+
+    return build
+
+
+def _register_on_kwargs_host(host: Host) -> None:
+    """1.0.2 keeps its backbones in a dict inside ``BaseMethod.__init__``: there is no registry.
+
+    The dict is read from ``solo.utils.backbones`` at each call, so for a timm name, and only
+    then, one of its entries stands for the timm model while ``__init__`` runs.
+    """
+    base, module = host.base_method, host.import_module("utils.backbones")
+    base._SUPPORTED_ENCODERS.extend(PREFIX + n for n in timm.list_models())  # type: ignore[attr-defined]
+    original, stand_in = base.__init__, "vit_tiny"
+
+    @wraps(original)
+    def init(self: Any, encoder: str, *args: Any, **kwargs: Any) -> None:
+        if not encoder.startswith(PREFIX):
+            original(self, encoder, *args, **kwargs)
+            return
+        constructor = getattr(module, stand_in)
+        setattr(module, stand_in, partial(timm_backbone, name=encoder.removeprefix(PREFIX)))
+        try:
+            original(self, stand_in, *args, **kwargs)
+        finally:
+            setattr(module, stand_in, constructor)
+        # not the timm name: the host looks for "resnet" in it, to treat torchvision's
+        self.encoder_name = "timm"
+
+    base.__init__ = init  # type: ignore[misc]
+
+
+def register_backbones(host: Host) -> None:
+    """Make ``timm/<name>`` a backbone name of the host, for its own methods too."""
+    if host.takes_cfg:
+        _register_on_cfg_host(host)
+    else:
+        _register_on_kwargs_host(host)
+
+
+def build_backbone(host: Host, name: str, *, method: str, cifar: bool, **kwargs: Any) -> nn.Module:
+    """The network that a method of the host trains, on its own and without its last layer.
+
+    Args:
+        host: the solo-learn in use.
+        name: a backbone name of the host.
+        method: the pretraining method (some hosts choose the network by it).
+        cifar: whether ResNets take the host's stem for CIFAR.
+        kwargs: the backbone's own arguments.
+
+    Raises:
+        IECLError: unknown name or argument.
+    """
+    if name not in host.backbones:
+        raise unknown_name("backbone", name, host.backbones)
+    if name.startswith(PREFIX):
+        return timm_backbone(method, name=name.removeprefix(PREFIX), **kwargs)
+    if host.takes_cfg:
+        constructor: Any = partial(host.backbones[name], method)
+    elif name.startswith("resnet"):
+        import torchvision
+
+        constructor = getattr(torchvision.models, name)
+    else:
+        constructor = getattr(host.import_module("utils.backbones"), name)
+        if "swin" in name and cifar:
+            kwargs["window_size"] = 4
+    try:
+        network = constructor(**kwargs)
+    except TypeError as error:
+        raise IECLError(f"backbone {name}: {error}") from None
+    if name.startswith("resnet"):
+        network.fc = nn.Identity()
+        if cifar:
+            network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=2, bias=False)
+            network.maxpool = nn.Identity()
+    return network

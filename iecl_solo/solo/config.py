@@ -1,0 +1,79 @@
+"""From a config block as a person writes it to an objective's checked dataclass, and back."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from iecl_solo.errors import IECLError
+
+# ``lambda`` is the paper's name and a Python keyword
+_TO_FIELD = {"lambda": "lambda_"}
+_TO_KEY = {field: key for key, field in _TO_FIELD.items()}
+
+
+def _keys(config_class: type, path: list[str]) -> list[str]:
+    """The keys allowed under ``path`` of a config class, as a person writes them."""
+    for part in path:
+        config_class = next(
+            f.default_factory  # type: ignore[misc]
+            for f in fields(config_class)
+            if f.name == part
+        )
+    return [_TO_KEY.get(f.name, f.name) for f in fields(config_class)]
+
+
+def _explain(name: str, config_class: type, error: OmegaConfBaseException) -> IECLError:
+    path = [p for p in str(error.full_key or error.key or "").split(".") if p]
+    written = ".".join([name, *(_TO_KEY.get(p, p) for p in path)])
+    if isinstance(error, ConfigKeyError):
+        allowed = _keys(config_class, path[:-1])
+        near = difflib.get_close_matches(_TO_KEY.get(path[-1], path[-1]), allowed, 1, 0.4)
+        hint = f" did you mean '{near[0]}'?" if near else ""
+        return IECLError(f"unknown key {written}:{hint} Allowed: {', '.join(allowed)}")
+    reason = str(error.msg or error).splitlines()[0]
+    return IECLError(f"{written}: {reason}")
+
+
+def parse_block(name: str, config_class: type[Any], block: Mapping[str, Any] | None) -> Any:
+    """Check a config block against its dataclass.
+
+    Args:
+        name: the block's name, which begins every path in an error.
+        config_class: dataclass with a default for each field.
+        block: the block as written; None for all defaults.
+
+    Returns:
+        An instance of ``config_class``.
+
+    Raises:
+        IECLError: unknown key, wrong type or impossible value: the key's full path, what was
+            given, what is allowed, the nearest valid name.
+
+    Example:
+        >>> from iecl_solo.objectives.iecl import IECLConfig
+        >>> parse_block("iecl", IECLConfig, {"lambda": 0.1, "saib": {"patch_size": 8}}).lambda_
+        0.1
+        >>> parse_block("iecl", IECLConfig, {"saib": {"patchsize": 8}})
+        Traceback (most recent call last):
+        iecl_solo.errors.IECLError: unknown key iecl.saib.patchsize: did you mean 'patch_size'? ...
+    """
+    given = OmegaConf.to_container(block, resolve=True) if isinstance(block, DictConfig) else block
+    if given is not None and not isinstance(given, Mapping):
+        raise IECLError(f"{name}: {given!r} is not a block of keys")
+    plain = {_TO_FIELD.get(str(k), str(k)): v for k, v in (given or {}).items()}
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config_class), plain))
+    except OmegaConfBaseException as error:
+        raise _explain(name, config_class, error) from None
+
+
+def dump_block(config: Any) -> dict[str, Any]:
+    """The inverse of ``parse_block``: plain containers, keys as a person writes them."""
+    assert is_dataclass(config) and not isinstance(config, type)
+    return {_TO_KEY.get(k, k): v for k, v in asdict(config).items()}

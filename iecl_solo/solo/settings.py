@@ -1,0 +1,260 @@
+"""A configuration in GitHub main's schema, checked and completed, for either solo-learn."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.solo.host import Host
+
+NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "stl10": 10, "imagenet": 1000, "imagenet100": 100}
+DATASETS = (*NUM_CLASSES, "custom")
+FOLDER_DATASETS = ("imagenet", "imagenet100", "custom")
+OPTIMIZERS = ("sgd", "lars", "adam", "adamw")
+SCHEDULERS = ("warmup_cosine", "step", "none")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+_REQUIRED = [
+    "method",
+    "backbone.name",
+    "data.dataset",
+    "data.train_path",
+    "optimizer.name",
+    "optimizer.batch_size",
+    "optimizer.lr",
+    "optimizer.weight_decay",
+    "scheduler.name",
+    "max_epochs",
+]
+
+
+@contextmanager
+def host_refusals(what: str) -> Iterator[None]:
+    """Turn the host's bare assertions and missing keys into one line that says what it wanted."""
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        key = error.full_key or error.key
+        reason = str(error.msg or error).splitlines()[0]
+        raise IECLError(f"{what}: {key}: {reason}") from None
+    except AssertionError as error:
+        line = traceback.extract_tb(error.__traceback__)[-1].line
+        raise IECLError(f"{what}: solo-learn refuses this configuration: {error or line}") from None
+    except TypeError as error:
+        raise IECLError(f"{what}: solo-learn refuses this configuration: {error}") from None
+
+
+def check_one_of(key: str, given: Any, allowed: Any) -> None:
+    """One line, with the nearest valid name, if ``given`` is not allowed."""
+    if given not in allowed:
+        raise IECLError(f"{key}: {unknown_name('value', given, allowed)}")
+
+
+def check_positive_int(cfg: DictConfig, key: str, minimum: int = 1) -> None:
+    """One line if ``key`` is not a whole number of at least ``minimum``."""
+    value = OmegaConf.select(cfg, key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise IECLError(f"{key}: {value!r} is not allowed, a whole number from {minimum} up is")
+
+
+def check_number(cfg: DictConfig, key: str) -> None:
+    """One line if ``key`` is not a number of at least 0."""
+    value = OmegaConf.select(cfg, key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise IECLError(f"{key}: {value!r} is not allowed, a number from 0 up is")
+
+
+def require(cfg: DictConfig, keys: list[str] | tuple[str, ...]) -> None:
+    """One line naming the first of ``keys`` that has no value."""
+    for key in keys:
+        try:
+            missing = OmegaConf.select(cfg, key, throw_on_missing=True) is None
+        except OmegaConfBaseException:
+            missing = True
+        if missing:
+            raise IECLError(f"{key}: no value is given; add {key}=... or set it in the YAML")
+
+
+def check_image_folder(key: str, path: str | Path, *, labelled: bool = True) -> int:
+    """Number of images under a folder of classes, or of images.
+
+    Raises:
+        IECLError: one line, when the folder or one of its classes holds no image.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise IECLError(f"{key}: {path}: no such folder")
+    if not labelled:
+        return len(list(folder.iterdir()))
+    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir())
+    if not classes:
+        raise IECLError(f"{key}: {path}: it holds no class folders, <class>/<image> is expected")
+    total = 0
+    for folder_of_class in classes:
+        images = sum(1 for f in folder_of_class.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+        if images == 0:
+            raise IECLError(f"{key}: {folder_of_class}: the class holds no image")
+        total += images
+    return total
+
+
+def device_count(cfg: DictConfig) -> int:
+    """How many devices of one node the configuration asks for."""
+    devices = cfg.get("devices", 1)
+    if isinstance(devices, (list, ListConfig)):
+        return len(devices)
+    if isinstance(devices, str) and "," in devices:
+        return len([d for d in devices.split(",") if d.strip()])
+    try:
+        return max(1, int(devices))
+    except (TypeError, ValueError):
+        raise IECLError(f"devices: {devices!r} is not allowed, 2 or [0, 1] is") from None
+
+
+def check_data(cfg: DictConfig) -> None:
+    """Data set known, folders there and not empty, batch size possible."""
+    check_one_of("data.dataset", cfg.data.dataset, DATASETS)
+    check_positive_int(cfg, "optimizer.batch_size", 2)
+    if cfg.data.dataset not in FOLDER_DATASETS or cfg.data.get("format") in ("h5", "dali"):
+        return
+    labelled = not cfg.data.get("no_labels", False)
+    images = check_image_folder("data.train_path", cfg.data.train_path, labelled=labelled)
+    if cfg.data.get("val_path"):
+        check_image_folder("data.val_path", cfg.data.val_path)
+    if images < cfg.optimizer.batch_size:
+        raise IECLError(
+            f"optimizer.batch_size: {cfg.optimizer.batch_size} is more than the {images} images "
+            f"of data.train_path, so that no batch is ever full"
+        )
+
+
+def prepare_pretrain(cfg: DictConfig, host: Host) -> DictConfig:
+    """Check a pretraining configuration, and complete it as the host's own script would.
+
+    Args:
+        cfg: as composed; it is changed in place (learning rates are scaled by the batch size,
+            crops counted, defaults filled).
+        host: the solo-learn in use.
+
+    Raises:
+        IECLError: one line naming the key, what was given and what is allowed.
+    """
+    OmegaConf.set_struct(cfg, False)
+    require(cfg, _REQUIRED)
+    if cfg.backbone.name not in host.backbones:
+        raise unknown_name("backbone", cfg.backbone.name, host.backbones)
+    check_one_of("optimizer.name", cfg.optimizer.name, OPTIMIZERS)
+    check_one_of("scheduler.name", cfg.scheduler.name, SCHEDULERS)
+    for key in ("optimizer.lr", "optimizer.weight_decay"):
+        check_number(cfg, key)
+    check_positive_int(cfg, "max_epochs")
+    if not isinstance(cfg.get("augmentations"), ListConfig) or not cfg.augmentations:
+        raise IECLError("augmentations: a list of at least one pipeline is needed")
+    check_data(cfg)
+    cfg.name = cfg.get("name") or f"{cfg.method}-{cfg.data.dataset}"
+    for block in ("backbone.kwargs", "optimizer.kwargs", "method_kwargs", "data.val_path"):
+        if OmegaConf.select(cfg, block) is None:
+            OmegaConf.update(cfg, block, None if block == "data.val_path" else {})
+    with host_refusals(f"method '{cfg.method}'"):
+        if host.takes_cfg:
+            # main counts devices with len()
+            devices, cfg.devices = cfg.get("devices", 1), list(range(device_count(cfg)))
+            cfg = host.import_module("args.pretrain").parse_cfg(cfg)
+            cfg.devices = devices
+        else:
+            _complete_like_main(cfg)
+    return cfg
+
+
+def _complete_like_main(cfg: DictConfig) -> None:
+    """What main's ``parse_cfg`` derives, for the host that has none: the same YAML, the same run."""
+    defaults = {
+        "seed": 5,
+        "strategy": None,
+        "num_nodes": 1,
+        "resume_from_checkpoint": None,
+        "accumulate_grad_batches": 1,
+        "data.format": "image_folder",
+        "data.no_labels": False,
+        "data.fraction": -1,
+        "optimizer.exclude_bias_n_norm_wd": False,
+        "scheduler.lr_decay_steps": None,
+        "scheduler.min_lr": 0.0,
+        "scheduler.warmup_start_lr": 3e-5,
+        "scheduler.warmup_epochs": 10,
+        "momentum.base_tau": 0.99,
+        "momentum.final_tau": 1.0,
+        "momentum.classifier": False,
+        "knn_eval.enabled": False,
+        "knn_eval.k": 20,
+        "checkpoint.enabled": False,
+        "checkpoint.dir": "trained_models",
+        "checkpoint.frequency": 1,
+    }
+    with open_dict(cfg):
+        for key, value in defaults.items():
+            if OmegaConf.select(cfg, key) is None:
+                OmegaConf.update(cfg, key, value, force_add=True)
+        dataset = cfg.data.dataset
+        cfg.data.num_classes = NUM_CLASSES.get(dataset) or max(
+            1, sum(entry.is_dir() for entry in Path(cfg.data.train_path).iterdir())
+        )
+        large = cfg.augmentations[0].crop_size
+        crops = [(a.crop_size == large, a.num_crops) for a in cfg.augmentations]
+        cfg.data.num_large_crops = sum(n for is_large, n in crops if is_large)
+        cfg.data.num_small_crops = sum(n for is_large, n in crops if not is_large)
+        scale = cfg.optimizer.batch_size * device_count(cfg) * cfg.num_nodes / 256
+        cfg.optimizer.lr = cfg.optimizer.lr * scale
+        if cfg.data.val_path is not None:
+            cfg.optimizer.classifier_lr = cfg.optimizer.classifier_lr * scale
+        if cfg.optimizer.name in ("sgd", "lars"):
+            cfg.optimizer.kwargs.setdefault("momentum", 0.9)
+
+
+def prepare_linear(cfg: DictConfig, host: Host) -> DictConfig:
+    """Check and complete a linear evaluation's configuration, in main_linear.py's schema.
+
+    Args:
+        cfg: as composed; changed in place.
+        host: the solo-learn in use.
+
+    Raises:
+        IECLError: one line naming the key, what was given and what is allowed.
+    """
+    OmegaConf.set_struct(cfg, False)
+    require(cfg, ["pretrained_feature_extractor", "data.val_path", *_REQUIRED[1:]])
+    if cfg.backbone.name not in host.backbones:
+        raise unknown_name("backbone", cfg.backbone.name, host.backbones)
+    check_one_of("optimizer.name", cfg.optimizer.name, OPTIMIZERS)
+    check_positive_int(cfg, "max_epochs")
+    check_number(cfg, "optimizer.lr")
+    check_data(cfg)
+    cfg.name = cfg.get("name") or f"linear-{cfg.data.dataset}"
+    with host_refusals("linear evaluation"):
+        if host.takes_cfg:
+            devices, cfg.devices = cfg.get("devices", 1), list(range(device_count(cfg)))
+            cfg = host.import_module("args.linear").parse_cfg(cfg)
+            cfg.devices = devices
+            return cfg
+        cfg.num_nodes = cfg.get("num_nodes", 1)
+        cfg.seed = cfg.get("seed", 5)
+        cfg.data.num_classes = NUM_CLASSES.get(cfg.data.dataset) or sum(
+            entry.is_dir() for entry in Path(cfg.data.train_path).iterdir()
+        )
+        scale = cfg.optimizer.batch_size * device_count(cfg) * cfg.num_nodes / 256
+        cfg.optimizer.lr = cfg.optimizer.lr * scale
+        if cfg.optimizer.name in ("sgd", "lars"):
+            OmegaConf.update(
+                cfg,
+                "optimizer.kwargs.momentum",
+                OmegaConf.select(cfg, "optimizer.kwargs.momentum", default=0.9),
+                force_add=True,
+            )
+    return cfg

@@ -1,0 +1,184 @@
+"""What the tests share: a small configuration in main's schema, and a few steps of training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from omegaconf import OmegaConf
+from PIL import Image
+from torch import nn
+
+import iecl_solo  # noqa: F401
+from iecl_solo.solo.build import build_model
+from iecl_solo.solo.host import find_host
+from iecl_solo.solo.settings import prepare_pretrain
+
+HOST = find_host()
+SIZE = 32
+
+#: Options that make each method small enough for a test; the rest are the host's defaults.
+_SMALL = {"proj_hidden_dim": 32, "proj_output_dim": 16}
+_PREDICTS = {**_SMALL, "pred_hidden_dim": 32}
+METHOD_KWARGS: dict[str, dict[str, Any]] = {
+    "all4one": {**_PREDICTS, "temperature": 0.2, "queue_size": 16},
+    "barlow_twins": _SMALL,
+    "byol": _PREDICTS,
+    "deepclusterv2": {**_SMALL, "num_prototypes": [8, 8, 8], "temperature": 0.1},
+    "dino": {**_SMALL, "num_prototypes": 32, "warmup_teacher_temperature_epochs": 0},
+    "mocov2plus": {**_SMALL, "temperature": 0.2, "queue_size": 32},
+    "mocov3": {**_PREDICTS, "temperature": 0.2},
+    "nnbyol": {**_PREDICTS, "queue_size": 16},
+    "nnclr": {**_PREDICTS, "temperature": 0.2, "queue_size": 16},
+    "nnsiam": {**_PREDICTS, "queue_size": 16},
+    "ressl": {**_SMALL, "temperature_q": 0.1, "temperature_k": 0.04, "queue_size": 16},
+    "simclr": {**_SMALL, "temperature": 0.2},
+    "simsiam": _PREDICTS,
+    "supcon": {**_SMALL, "temperature": 0.2},
+    "swav": {**_SMALL, "temperature": 0.1, "num_prototypes": 16, "queue_size": 0},
+    "vibcreg": {**_SMALL, "iternorm": False},
+    "vicreg": _SMALL,
+    "wmse": {**_SMALL, "proj_output_dim": 4, "whitening_iters": 1, "whitening_size": 8},
+}
+
+#: Every weight zero and no SAIB: the twin must be its host.
+OFF = {"beta": 0.0, "lambda": 0.0, "eta": 0.0, "gamma": 0.0, "placement": "none"}
+
+
+def image_folder(root: Path, classes: int = 3, images: int = 8, size: int = SIZE) -> Path:
+    """A folder of random images, ``root/<class>/<n>.png``."""
+    generator = torch.Generator().manual_seed(0)
+    for c in range(classes):
+        for i in range(images):
+            path = root / f"class{c}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = torch.randint(0, 256, (size, size, 3), generator=generator)
+            Image.fromarray(pixels.to(torch.uint8).numpy()).save(path)
+    return root
+
+
+def raw_config(method: str, root: Path, **overrides: Any) -> dict[str, Any]:
+    """A configuration as a person writes it; ``overrides`` are dotted keys with __ for the dot."""
+    crop = {
+        "rrc": {"enabled": True, "crop_min_scale": 0.2, "crop_max_scale": 1.0},
+        "color_jitter": {
+            "prob": 0.8,
+            "brightness": 0.4,
+            "contrast": 0.4,
+            "saturation": 0.2,
+            "hue": 0.1,
+        },
+        "grayscale": {"prob": 0.2},
+        "gaussian_blur": {"prob": 0.0},
+        "solarization": {"prob": 0.0},
+        "equalization": {"prob": 0.0},
+        "horizontal_flip": {"prob": 0.5},
+        "crop_size": SIZE,
+        "num_crops": 2,
+    }
+    plain = method.removeprefix("iecl_").removeprefix("climb_")
+    cfg = OmegaConf.create(
+        {
+            "name": method,
+            "method": method,
+            "backbone": {"name": "timm/test_resnet", "kwargs": {}},
+            "method_kwargs": copy.deepcopy(METHOD_KWARGS.get(plain, _SMALL)),
+            "momentum": {"base_tau": 0.9, "final_tau": 1.0},
+            "data": {
+                "dataset": "custom",
+                "train_path": str(root),
+                "val_path": None,
+                "format": "image_folder",
+                "num_workers": 0,
+            },
+            "optimizer": {
+                "name": "sgd",
+                "batch_size": 8,
+                "lr": 0.1,
+                "classifier_lr": 0.1,
+                "weight_decay": 1e-4,
+            },
+            "scheduler": {"name": "warmup_cosine", "warmup_epochs": 1},
+            "augmentations": [crop],
+            "checkpoint": {"enabled": True, "dir": str(root.parent / "runs"), "frequency": 1},
+            "max_epochs": 2,
+            "devices": 1,
+            "accelerator": "cpu",
+            "precision": "32-true",
+        }
+    )
+    for key, value in overrides.items():
+        OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
+    return OmegaConf.to_container(cfg)  # type: ignore[return-value]
+
+
+def config(method: str, root: Path, **overrides: Any) -> Any:
+    """``raw_config``, checked and completed."""
+    return prepare_pretrain(OmegaConf.create(raw_config(method, root, **overrides)), HOST)
+
+
+def batches(steps: int, batch_size: int = 8, views: int = 2, sizes: Any = None) -> list[Any]:
+    """Batches as the host's loader makes them, ``[index, views, label]``."""
+    generator = torch.Generator().manual_seed(1)
+    sizes = sizes or [SIZE] * views
+    return [
+        [
+            torch.arange(batch_size),
+            [torch.randn(batch_size, 3, s, s, generator=generator) for s in sizes],
+            torch.randint(0, 3, (batch_size,), generator=generator),
+        ]
+        for _ in range(steps)
+    ]
+
+
+class _Batches(torch.utils.data.Dataset):
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.items[i]
+
+
+def train_on(
+    model: LightningModule, items: Any, epochs: int = 1, **trainer: Any
+) -> LightningModule:
+    """Train a model on given batches or on a loader; deterministic."""
+    loader = items
+    if isinstance(items, list):
+        loader = torch.utils.data.DataLoader(_Batches(items), batch_size=None)
+    settings: dict[str, Any] = {
+        "max_epochs": epochs,
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    seed_everything(7, verbose=False)
+    Trainer(**settings | trainer).fit(model, loader)
+    return model
+
+
+def build(method: str, root: Path, seed: int = 3, **overrides: Any) -> LightningModule:
+    """A method built from ``config`` under a seed."""
+    cfg = config(method, root, **overrides)
+    seed_everything(seed, verbose=False)
+    return build_model(cfg, HOST)
+
+
+def same_tensors(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names in ``a`` whose tensor in ``b`` differs in any bit."""
+    return [k for k in a if k not in b or not torch.equal(a[k], b[k])]
+
+
+def online(model: nn.Module) -> nn.Module:
+    """The online network, whatever the host calls it."""
+    return getattr(model, HOST.online)
