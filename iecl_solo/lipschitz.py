@@ -47,7 +47,9 @@ class SpectralRegularizer(nn.Module):
     call ended (15 steps at construction); sigma_min from one step of inverse iteration on W W^T,
     by Cholesky, likewise warm. Both are attained by a vector, so sigma_max is never overestimated
     and sigma_min never underestimated: nothing is penalised that is within its bounds. The gradient
-    is that of u^T W v with u and v held fixed.
+    is that of u^T W v with u and v held fixed. A vector follows one direction at a time: once the
+    penalty has pushed that one below the next, the estimate is too low for some calls; more
+    ``power_iterations`` make them fewer.
 
     ``norm="reshaped"``: a layer's matrix is its kernel as (out, in * kh * kw); a convolution with g
     groups is g such blocks, of which the extreme one counts. The operator norm of a convolution is

@@ -1,4 +1,4 @@
-"""``with_objective`` on every method of the host: it trains, it logs, and weighing 0 it is absent."""
+"""``with_objective`` on every method of the host: it trains, logs, and weighing 0 is absent."""
 
 from __future__ import annotations
 
@@ -164,7 +164,6 @@ def test_multicrop_leaves_small_crops_alone(images: Path):
         {"crop_size": 32, "num_crops": 2},
         {"crop_size": 16, "num_crops": 2},
     ]
-    model = build("iecl_simclr", images)
     both = build("iecl_simclr", images, augmentations=[dict(model_crop(c)) for c in crops])
     seen: list[torch.Tensor] = []
     online(both).register_forward_pre_hook(lambda _, a: seen.append(a[0].detach().clone()))

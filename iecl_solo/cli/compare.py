@@ -35,7 +35,7 @@ TWIN = "iecl_"
 
 
 def twins(cfg: DictConfig) -> tuple[DictConfig, DictConfig]:
-    """The baseline's and the twin's configuration out of either; all but the objective is shared."""
+    """The baseline's and the twin's configuration; all but the objective is shared."""
     require(cfg, ["method"])
     plain = cfg.method.removeprefix(TWIN)
     both = []

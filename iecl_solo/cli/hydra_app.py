@@ -13,6 +13,9 @@ from iecl_solo.errors import IECLError, unknown_name
 
 PACKAGED = "pkg://iecl_solo.configs"
 
+# blocks of ours that a user's own YAML need not have: KEY=VALUE works without Hydra's "+"
+_OPTIONAL_BLOCKS = ("iecl.", "evaluation.", "compare.")
+
 
 def packaged_configs(folder: str) -> list[str]:
     """Names that ``--config-name`` takes for a command whose configs are in ``folder``."""
@@ -106,6 +109,7 @@ def run(command: str, module: str, folder: str, what: str, arguments: list[str])
     path, name, rest = _source(command, folder, arguments)
 
     import hydra
+    import yaml
     from hydra.errors import HydraException
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
@@ -121,10 +125,11 @@ def run(command: str, module: str, folder: str, what: str, arguments: list[str])
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the error can be told in one line
     given = sys.argv
-    sys.argv = [f"iecl-solo {command}", *rest]
+    sys.argv = [f"iecl-solo {command}"]
+    sys.argv += [f"++{a}" if a.startswith(_OPTIONAL_BLOCKS) else a for a in rest]
     try:
         hydra.main(version_base="1.3", config_path=path, config_name=name)(task)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise _explain(error) from None
     finally:
         sys.argv = given

@@ -17,7 +17,7 @@ DISTANCES = ("cosine", "euclidean")
 def extract_features(
     network: nn.Module, loader: DataLoader, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """Features (N, d) and labels (N,) of a labelled loader, on the CPU, the network in eval mode."""
+    """Features (N, d) and labels (N,) of a loader, on the CPU; the network in eval mode."""
     network = network.to(device).eval()
     features, labels = [], []
     for images, targets in loader:

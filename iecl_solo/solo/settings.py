@@ -174,7 +174,7 @@ def prepare_pretrain(cfg: DictConfig, host: Host) -> DictConfig:
 
 
 def _complete_like_main(cfg: DictConfig) -> None:
-    """What main's ``parse_cfg`` derives, for the host that has none: the same YAML, the same run."""
+    """What main's ``parse_cfg`` derives, for the host that has none: one YAML, one run."""
     defaults = {
         "seed": 5,
         "strategy": None,
