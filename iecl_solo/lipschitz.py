@@ -385,7 +385,7 @@ def _smallest(matrix: Tensor, u: Tensor, iterations: int = 1) -> tuple[Tensor, T
         gram = torch.bmm(matrix, matrix.mT) if wide else torch.bmm(matrix.mT, matrix)
         diagonal = gram.diagonal(dim1=1, dim2=2)
         # The shift keeps Cholesky safe when sigma_min is nearly zero, and leaves the vectors be.
-        diagonal += 1e-5 * diagonal.mean(1, keepdim=True) + torch.finfo(gram.dtype).tiny
+        diagonal += 1e-5 * diagonal.mean(1, keepdim=True) + torch.finfo(gram.dtype).eps
         factor = torch.linalg.cholesky_ex(gram).L
         for _ in range(iterations):
             u = _unit(torch.cholesky_solve(u.unsqueeze(2), factor).squeeze(2), u)
@@ -432,7 +432,8 @@ def _right(matrix: Tensor, vector: Tensor) -> Tensor:
 def _unit(vector: Tensor, fallback: Tensor) -> Tensor:
     """Rows at norm 1. A zero weight would erase the direction for good, so the last one is kept."""
     norm = torch.linalg.vector_norm(vector, dim=1, keepdim=True)
-    return torch.where(norm > torch.finfo(norm.dtype).tiny, vector / norm, fallback)
+    usable = (norm > torch.finfo(norm.dtype).tiny) & (norm < float("inf"))
+    return torch.where(usable, vector / norm, fallback)
 
 
 def _wide(weight: Tensor) -> Tensor:
