@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from iecl_solo.errors import IECLError
@@ -142,6 +144,162 @@ def test_nor_does_the_outer_skip() -> None:
     x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(saib(x), x / 2)
     assert logdet(saib, x).item() == pytest.approx(-x.numel() * math.log(2), abs=1e-9)
+
+
+# --- the convex variant
+
+
+def explicit_k(saib: SAIB, size: int) -> Tensor:
+    """K of the first step as a matrix (hidden outputs, pixels), one basis image after another."""
+    step = saib.steps[0]
+    n = saib.channels * size * size
+    basis = torch.eye(n, dtype=step.mix.dtype).view(n, saib.channels, size, size)
+    patches = nn.functional.pixel_unshuffle(basis, saib.patch_size)
+    hidden = nn.functional.conv2d(patches, step.expand)
+    return nn.functional.conv2d(hidden, step.mix, padding=1).flatten(1).T
+
+
+def convex(size: int, scale: float, seed: int = 0, **options) -> SAIB:
+    torch.manual_seed(seed)
+    return perturbed(SAIB(size, variant="convex", **options).double(), scale, seed)
+
+
+def assert_expanding(saib: SAIB, x: Tensor) -> None:
+    """What is proved: no direction shrinks, log|det J| >= 0, and one step is symmetric."""
+    j = jacobian(saib, x).detach()
+    rounding = 1e-12 * j.norm().item() * len(j)
+    assert torch.linalg.svdvals(j)[-1] >= 1 - rounding
+    sign, value = torch.linalg.slogdet(j)
+    assert sign == 1 and value >= -rounding
+    if len(saib.steps) == 1:
+        torch.testing.assert_close(j, j.T, rtol=0, atol=rounding)
+        assert torch.linalg.eigvalsh(j)[0] >= 1 - rounding
+
+
+@pytest.mark.parametrize(
+    ("activation", "derivative"),
+    [
+        ("tanh", lambda h: 1 - torch.tanh(h) ** 2),
+        ("sigmoid", lambda h: torch.sigmoid(h) * torch.sigmoid(-h)),
+        ("softplus", torch.sigmoid),
+    ],
+)
+def test_convex_variant_is_its_formula(activation: str, derivative) -> None:
+    saib = convex(8, 0.1, activation=activation)
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    k, step = explicit_k(saib, 8), saib.steps[0]
+    h = k @ x.flatten() + (step.bias[:, None, None] + step.position[0]).flatten()
+    s = {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "softplus": nn.functional.softplus}
+    torch.testing.assert_close(saib(x).flatten(), x.flatten() + k.T @ s[activation](h))
+    expected = torch.eye(x.numel(), dtype=torch.float64) + k.T @ torch.diag(derivative(h)) @ k
+    torch.testing.assert_close(jacobian(saib, x), expected)
+
+
+def test_convex_step_is_the_gradient_of_a_convex_function() -> None:
+    saib = convex(8, 0.1)
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    step = saib.steps[0]
+    h = explicit_k(saib, 8) @ x.flatten()
+    h = h + (step.bias[:, None, None] + step.position[0]).flatten()
+    potential = x.square().sum() / 2 + torch.log(torch.cosh(h)).sum()
+    torch.testing.assert_close(saib(x), torch.autograd.grad(potential, x)[0])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**20),
+    scale=st.floats(0, 2),
+    contrast=st.floats(0, 10),
+    activation=st.sampled_from(["tanh", "sigmoid", "softplus"]),
+    depth=st.integers(1, 3),
+    channels=st.integers(1, 2),
+)
+def test_convex_variant_expands_whatever_the_weights(
+    seed: int, scale: float, contrast: float, activation: str, depth: int, channels: int
+) -> None:
+    options = {"activation": activation, "depth": depth, "channels": channels, "patch_size": 2}
+    saib = convex(4, scale, seed, **options)
+    x = contrast * torch.randn(1, channels, 4, 4, dtype=torch.float64)
+    assert_expanding(saib, x)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_convex_variant_expands_against_an_adversary(depth: int) -> None:
+    saib = convex(8, 0.05, depth=depth)
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    before = logdet(saib, x).item()
+    after = lower_logdet(saib, x, steps=15, lr=1e-2)
+    assert 0 < after < before / 4  # it tried, and got somewhere
+    assert_expanding(saib, x)
+
+
+def test_convex_variant_moves_no_two_images_closer() -> None:
+    saib = convex(16, 0.2, depth=2)
+    x, y = torch.randn(2, 64, 3, 16, 16, dtype=torch.float64)
+    near = x + 1e-3 * y
+    for other in (y, near):
+        assert (
+            (saib(x) - saib(other)).flatten(1).norm(dim=1) >= (x - other).flatten(1).norm(dim=1)
+        ).all()
+
+
+def test_convex_variant_starts_small_because_at_zero_nothing_would_move() -> None:
+    torch.manual_seed(0)
+    saib = SAIB(8, variant="convex").double()
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    n = x.numel()
+    assert 0.003 * n < logdet(saib, x).item() < 0.03 * n
+
+    def gradient() -> float:
+        saib.zero_grad()
+        (saib(x).flip(-1) * x).sum().backward()
+        return sum(p.grad.norm().item() for p in (saib.steps[0].expand, saib.steps[0].mix))
+
+    def logdet_gradient() -> float:
+        saib.zero_grad()
+        logdet(saib, x).backward()
+        return sum(p.grad.norm().item() for p in (saib.steps[0].expand, saib.steps[0].mix))
+
+    assert gradient() > 1e-2 and logdet_gradient() > 1e-2
+    nn.init.zeros_(saib.steps[0].mix)
+    assert gradient() == 0 and logdet_gradient() == 0
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
+def test_displacement_is_bounded(activation: str) -> None:
+    saib = convex(16, 0.3, depth=2, activation=activation)
+    bound = saib.displacement_bound()
+    for contrast in (0.1, 1, 100):
+        x = contrast * torch.randn(32, 3, 16, 16, dtype=torch.float64)
+        assert (saib(x) - x).abs().max() <= bound
+
+
+def test_displacement_bound_is_attained() -> None:
+    saib = convex(12, 0.3)
+    step, bound = saib.steps[0], saib.displacement_bound()
+    kernel = torch.einsum("omij,mc->ocij", step.mix, step.expand[..., 0, 0])
+    worst = kernel.abs().sum((0, 2, 3)).argmax()
+    with torch.no_grad():
+        # on a 3x3 grid the middle patch sees the whole transposed kernel
+        step.position.copy_(1e3 * kernel[:, worst].flip(-1, -2).sign()[None])
+    x = torch.zeros(1, 3, 12, 12, dtype=torch.float64)
+    assert saib(x).abs().max().item() == pytest.approx(bound, rel=1e-9)
+
+
+def test_no_bound_where_there_is_none() -> None:
+    for options in (
+        {},
+        {"variant": "convex", "match_statistics": True},
+        {"variant": "convex", "activation": "softplus"},
+    ):
+        with pytest.raises(IECLError, match="displacement_bound"):
+            SAIB(8, **options).displacement_bound()
+
+
+def test_matching_statistics_breaks_the_guarantee() -> None:
+    saib = convex(8, 0.1, match_statistics=True)
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    assert logdet(saib, x) < 0
 
 
 # --- statistics
