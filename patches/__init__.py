@@ -13,11 +13,18 @@ from pathlib import Path
 from iecl_solo.patches.checkpoints import PLAIN_CHECKPOINTS
 from iecl_solo.patches.configuration import DEVICE_COUNT
 from iecl_solo.patches.imports import DISTUTILS, ONE_LIGHTNING, SCHEDULE
-from iecl_solo.patches.lightning2 import TRAIN_BATCH_END, VALIDATION_EPOCH_END
+from iecl_solo.patches.lightning2 import (
+    CLIP_GRADIENTS,
+    TRAIN_BATCH_END,
+    UMAP_LOADERS,
+    VALIDATION_EPOCH_END,
+)
 from iecl_solo.patches.metrics import KNN_METRIC
 from iecl_solo.patches.no_cuda import NO_CUDA
 from iecl_solo.patches.optimizer import LARS_CLOSURE
 from iecl_solo.patches.patch import Applied, Patch, Stage
+from iecl_solo.patches.trainer import TRAINER_ARGUMENTS
+from iecl_solo.patches.whitening import WHITENING
 
 __all__ = ["PATCHES", "Applied", "Patch", "after_import", "applied", "before_import", "for_script"]
 
@@ -28,6 +35,10 @@ PATCHES = [
     DISTUTILS,
     VALIDATION_EPOCH_END,
     TRAIN_BATCH_END,
+    CLIP_GRADIENTS,
+    TRAINER_ARGUMENTS,
+    UMAP_LOADERS,
+    WHITENING,
     LARS_CLOSURE,
     KNN_METRIC,
     PLAIN_CHECKPOINTS,

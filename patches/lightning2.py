@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -128,4 +129,97 @@ TRAIN_BATCH_END = Patch(
     remedy="the argument is 0 when it is not passed",
     present=_loader_index_is_not_given,
     apply=_give_loader_index,
+)
+
+
+# --- clip_gradients ----------------------------------------------------------------------------
+
+
+def _classes_that_clip_for_themselves() -> list[type]:
+    """Those whose clip_gradients is not the one that Lightning calls."""
+    return [
+        cls
+        for cls in host_modules()
+        if "clip_gradients" in vars(cls)
+        and "gradient_clip_val" not in inspect.signature(vars(cls)["clip_gradients"]).parameters
+    ]
+
+
+def _clipping_is_taken(_: Path) -> bool:
+    return bool(_classes_that_clip_for_themselves()) and _lightning_has("clip_gradients")
+
+
+def _clip_for_both() -> None:
+    def for_both(cls: Any, of_the_host: Any) -> Any:
+        def clip_gradients(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if "clip" in kwargs or (args and isinstance(args[0], (int, float))):
+                return of_the_host(self, *args, **kwargs)
+            return super(cls, self).clip_gradients(*args, **kwargs)
+
+        clip_gradients.__doc__ = of_the_host.__doc__
+        return clip_gradients
+
+    for cls in _classes_that_clip_for_themselves():
+        cls.clip_gradients = for_both(cls, vars(cls)["clip_gradients"])  # type: ignore[attr-defined]
+
+
+CLIP_GRADIENTS = Patch(
+    name="clip-gradients",
+    stage=Stage.AFTER_IMPORT,
+    versions="1.0.2",
+    symptom="dino fails in its first step: its clip_gradients(clip) has the name of the hook by "
+    "which Lightning clips",
+    remedy="a call with a number goes to the host's, any other to Lightning's",
+    present=_clipping_is_taken,
+    apply=_clip_for_both,
+)
+
+
+# --- trainer.val_dataloaders -------------------------------------------------------------------
+
+
+class _ListedLoaders:
+    """A Trainer whose val_dataloaders are a list, as Lightning 1's were."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trainer, name)
+
+    @property
+    def val_dataloaders(self) -> list[Any]:
+        loaders = self._trainer.val_dataloaders
+        return loaders if isinstance(loaders, list) else [loaders]
+
+
+def _umap_callback() -> Any:
+    # an optional part of the host: absent where umap, pandas or seaborn are
+    return getattr(sys.modules.get("solo.utils.auto_umap"), "AutoUMAP", None)
+
+
+def _umap_wants_a_list(_: Path) -> bool:
+    callback = _umap_callback()
+    return callback is not None and "val_dataloaders[0]" in inspect.getsource(callback.plot)
+
+
+def _give_umap_a_list() -> None:
+    callback = _umap_callback()
+    original_plot = callback.plot
+
+    @functools.wraps(original_plot)
+    def plot(self: Any, trainer: Any, module: Any) -> None:
+        original_plot(self, _ListedLoaders(trainer), module)
+
+    callback.plot = plot
+
+
+UMAP_LOADERS = Patch(
+    name="umap-loaders",
+    stage=Stage.AFTER_IMPORT,
+    versions="1.0.2",
+    symptom="AutoUMAP fails: trainer.val_dataloaders is the loader itself, no list any more",
+    remedy="AutoUMAP is handed a trainer that has them in a list",
+    present=_umap_wants_a_list,
+    apply=_give_umap_a_list,
 )
