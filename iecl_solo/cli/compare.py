@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from iecl_solo.cli.pretrain import pretrain, trainer_arguments
+from iecl_solo.cli.quiet import quiet
 from iecl_solo.cli.runs import Run, read_json, versions, write_json
 from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.entropy import query_entropy
@@ -105,6 +106,7 @@ def _train_and_evaluate(settings: dict[str, Any], evaluation: dict[str, Any]) ->
 
 
 def _child(target: Callable[..., None], args: tuple[Any, ...], errors: Any) -> None:
+    quiet()
     try:
         target(*args)
     except IECLError as error:
@@ -239,10 +241,8 @@ def compare(cfg: DictConfig) -> pd.DataFrame:
     require(cfg, ["method", "data.dataset", "data.val_path"])
     check_method(cfg.method)
     both = twins(cfg)
-    folder = Path(
-        OmegaConf.select(cfg, "compare.dir")
-        or Path("compare") / f"{both[0].method}-{cfg.data.dataset}"
-    )
+    title = str(both[0].get("name") or both[0].method)
+    folder = Path(OmegaConf.select(cfg, "compare.dir") or Path("compare") / title)
     host = find_host()
     runs = []
     for own in both:
@@ -260,10 +260,8 @@ def compare(cfg: DictConfig) -> pd.DataFrame:
     folder.mkdir(parents=True, exist_ok=True)
     frame.to_csv(folder / "table.csv")
     _pictures(runs, [own.method for own in both], folder)
-    show(
-        frame,
-        f"{cfg.data.dataset}, {cfg.max_epochs} epochs, seed {cfg.get('seed')}, {host.describe()}",
-    )
+    seed = runs[0].args["seed"]
+    show(frame, f"{title}, {cfg.max_epochs} epochs, seed {seed}, {host.describe()}")
     print(verdict(frame))
     print(f"report: {folder} (table.csv, curves.png, saib.png)")
     return frame

@@ -9,6 +9,7 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
+from iecl_solo.cli.quiet import quiet
 from iecl_solo.errors import IECLError, unknown_name
 
 PACKAGED = "pkg://iecl_solo.configs"
@@ -114,6 +115,7 @@ def run(command: str, module: str, folder: str, what: str, arguments: list[str])
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
+    quiet()
     failed: list[IECLError] = []
 
     def task(cfg: DictConfig) -> None:

@@ -56,6 +56,7 @@ def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
     allowed = inspect.signature(Trainer.__init__).parameters
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     kwargs = {name: plain[name] for name in allowed if plain.get(name) is not None}
+    kwargs.setdefault("log_every_n_steps", 10)
     accelerator = kwargs.get("accelerator", "auto")
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
     if on_cpu:  # it counts processes there and refuses a list of indices

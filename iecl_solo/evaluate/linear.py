@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -15,18 +12,6 @@ from torch.utils.data import Dataset
 from iecl_solo.solo.build import build_linear
 from iecl_solo.solo.data import evaluation_loader
 from iecl_solo.solo.host import Host
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Lightning announces its devices at every Trainer; once a command is enough."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def linear_accuracy(
@@ -53,20 +38,19 @@ def linear_accuracy(
     seed_everything(cfg.seed, workers=True, verbose=False)
     model = build_linear(cfg, backbone, host)
     batch, workers = cfg.optimizer.batch_size, cfg.data.num_workers
-    with _quiet_lightning():
-        trainer = Trainer(
-            **trainer_arguments
-            | {
-                "callbacks": callbacks,
-                "enable_checkpointing": False,
-                "enable_model_summary": False,
-                "num_sanity_val_steps": 0,
-            }
-        )
-        trainer.fit(
-            model,
-            evaluation_loader(train, batch, workers, shuffle=True),
-            evaluation_loader(test, batch, workers),
-        )
+    trainer = Trainer(
+        **trainer_arguments
+        | {
+            "callbacks": callbacks,
+            "enable_checkpointing": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+        }
+    )
+    trainer.fit(
+        model,
+        evaluation_loader(train, batch, workers, shuffle=True),
+        evaluation_loader(test, batch, workers),
+    )
     logged = trainer.callback_metrics
     return float(logged["val_acc1"]), float(logged["val_acc5"])
