@@ -92,11 +92,13 @@ def test_views_go_where_the_paper_sends_them(method: str, images: Path):
             )
     raw: list[torch.Tensor] = []
     step = model.training_step
-    model.training_step = lambda batch, i: (
-        seen["online"].clear(),  # what DeepCluster v2 looked at before the first step
-        raw.extend(v.clone() for v in batch[1]),
-        step(batch, i),
-    )[-1]
+
+    def spy(batch, batch_idx):
+        seen["online"].clear()  # what DeepCluster v2 looked at before the first step
+        raw.extend(v.clone() for v in batch[1])
+        return step(batch, batch_idx)
+
+    model.training_step = spy
     train_on(model, pretrain_loader(config(method, images), HOST), max_steps=1)
     query = model.iecl.views.query
     assert query == ((0, 1) if seen["momentum"] else (1,))
