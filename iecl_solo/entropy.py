@@ -1,17 +1,18 @@
 """Entropies of a batch of embeddings in nats, each differentiable, and the KL between two batches.
 
 Every function takes rows ``(B, d)`` and returns a 0-dim tensor on the rows' device. float32 and
-float64 are computed as they are; half and bfloat16 are computed in float32, and autocast is off
-inside, since a log-determinant in half precision is noise.
+float64 are computed as they are, half and bfloat16 in float32, whatever autocast and
+``torch.set_float32_matmul_precision`` say, since a log-determinant in half precision is noise.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import math
-from collections.abc import Callable
-from typing import ParamSpec
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec
 
 import torch
 import torch.distributed as dist
@@ -26,6 +27,7 @@ __all__ = [
     "coding_rate",
     "effective_rank",
     "estimate",
+    "full_precision",
     "gaussian_entropy",
     "gaussian_kl",
     "knn_entropy",
@@ -58,18 +60,48 @@ def _checked_rows(z: Tensor) -> Tensor:
     return z if z.dtype == torch.float64 else z.float()
 
 
+def _precision_switches() -> list[tuple[object, str, object]]:
+    """What lets torch multiply float32 in TF32 or bfloat16: object, attribute, value of "no"."""
+    backends: Any = torch.backends
+    if hasattr(backends.cuda.matmul, "fp32_precision"):
+        cuda = [backends.cuda.matmul, backends.cudnn.conv]
+        cpu = [backends.mkldnn.matmul, backends.mkldnn.conv]
+        return [(place, "fp32_precision", "ieee") for place in (*cuda, *cpu)]
+    # torch < 2.9
+    return [(place, "allow_tf32", False) for place in (backends.cuda.matmul, backends.cudnn)]
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Autocast off, and float32 products in float32: no TF32, and no bfloat16 behind a "medium".
+
+    >>> with torch.autocast("cpu"), full_precision(torch.device("cpu")):
+    ...     (torch.eye(2) @ torch.eye(2)).dtype
+    torch.float32
+    """
+    before = [(place, name, getattr(place, name)) for place, name, _ in _precision_switches()]
+    try:
+        for place, name, exact in _precision_switches():
+            setattr(place, name, exact)
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for place, name, value in before:
+            setattr(place, name, value)
+
+
 def _in_full_precision(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Check every tensor argument, lift it to float32 at least, and switch autocast off inside."""
+    """Check every tensor argument, lift it to float32 at least, and keep it there inside."""
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **options: P.kwargs) -> Tensor:
         rows = [_checked_rows(a) if isinstance(a, Tensor) else a for a in args]
         named = {k: _checked_rows(v) if isinstance(v, Tensor) else v for k, v in options.items()}
-        devices = [a.device.type for a in (*rows, *named.values()) if isinstance(a, Tensor)]
+        devices = [a.device for a in (*rows, *named.values()) if isinstance(a, Tensor)]
         if not devices:
             given = ", ".join(type(a).__name__ for a in (*args, *options.values())) or "nothing"
             raise IECLError(f"{function.__name__} of {given}: a tensor is needed")
-        with torch.autocast(devices[0], enabled=False):
+        with full_precision(devices[0]):
             return function(*rows, **named)  # type: ignore[arg-type]
 
     return wrapped

@@ -15,7 +15,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from iecl_solo.entropy import full_precision
 from iecl_solo.errors import IECLError
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 Module = Callable[[Tensor], Tensor]
+Product = Callable[[Tensor], Tensor]
 
 # What the Lanczos vectors of the probes in flight may take, when chunk_size is left open.
 _BASIS_BYTES = 2**29
@@ -112,9 +115,10 @@ def _check_output(module: Module, out: Tensor, x: Tensor, square: bool) -> None:
 
 @contextlib.contextmanager
 def _measuring(x: Tensor) -> Iterator[None]:
-    """No graph, no half precision; and out of inference mode, whose tensors torch.func refuses."""
-    autocast_off = torch.autocast(x.device.type, enabled=False)
-    with torch.inference_mode(False), torch.no_grad(), autocast_off:
+    """No graph, no half precision, no TF32; out of inference mode, whose tensors torch.func
+    refuses; and attention in the form that can be differentiated twice."""
+    attention = sdpa_kernel(SDPBackend.MATH)
+    with torch.inference_mode(False), torch.no_grad(), full_precision(x.device), attention:
         yield
 
 
@@ -158,11 +162,10 @@ def logabsdet_exact(module: Module, x: Tensor, *, chunk_size: int = 64) -> Tenso
         return torch.stack([torch.linalg.slogdet(j).logabsdet for j in jacobians])
 
 
-def _orthogonalize(vector: Tensor, basis: list[Tensor]) -> Tensor:
-    """(R, n) made orthogonal to all of the basis, each (R, n): twice is enough (Kahan)."""
+def _orthogonalize(vector: Tensor, basis: Tensor) -> Tensor:
+    """(R, n) made orthogonal to the basis (R, k, n): classical Gram-Schmidt, twice is enough."""
     for _ in range(2):
-        for other in basis:
-            vector = vector - (vector * other).sum(1, keepdim=True) * other
+        vector = vector - ((basis @ vector[:, :, None]).mT @ basis).squeeze(1)
     return vector
 
 
@@ -178,7 +181,7 @@ class _Krylov:
         self.alive = torch.ones(len(start), dtype=torch.bool, device=start.device)
         self.tolerance = 100 * torch.finfo(start.dtype).eps
 
-    def next(self, product: Tensor, basis: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def next(self, product: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
         """The next basis vector and its weight: both 0 from where the space is exhausted."""
         vector, weight = _normalize(_orthogonalize(product, basis))
         # what is left of a vector inside the space is rounding, and would become a false direction
@@ -187,44 +190,49 @@ class _Krylov:
 
 
 def _bidiagonalize(
-    push: Callable[[Tensor], Tensor], pull: Callable[[Tensor], Tensor], start: Tensor, steps: int
+    push: Product, pull: Product, start: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
     """Golub-Kahan: diagonal and superdiagonal, (R, steps) and (R, steps - 1), of U^T J V.
 
     The Lanczos recurrence of J^T J from the start vectors (R, n), on J itself: the squares of its
     singular values are the Ritz values, and small ones survive float32.
     """
-    krylov, right, left = _Krylov(start), [start], list[Tensor]()
+    krylov, vector = _Krylov(start), start
+    right, left = _empty_basis(start, steps), _empty_basis(start, steps)
     diagonal: list[Tensor] = []
     superdiagonal: list[Tensor] = []
     for step in range(steps):
-        vector, weight = _normalize(_orthogonalize(push(right[-1]), left))
-        left.append(vector)
+        right[:, step] = vector
+        vector, weight = _normalize(_orthogonalize(push(vector), left[:, :step]))
+        left[:, step] = vector
         # an exhausted row is padded by what it has: a node like another, of weight 0
         diagonal.append(torch.where(krylov.alive, weight, diagonal[0]) if step else weight)
         if step + 1 < steps:
-            vector, weight = krylov.next(pull(vector), right)
-            right.append(vector)
+            vector, weight = krylov.next(pull(vector), right[:, : step + 1])
             superdiagonal.append(weight)
     return _stacked(diagonal, start), _stacked(superdiagonal, start)
 
 
-def _tridiagonalize(
-    push: Callable[[Tensor], Tensor], start: Tensor, steps: int
-) -> tuple[Tensor, Tensor]:
+def _tridiagonalize(push: Product, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Lanczos: diagonal and off-diagonal, (R, steps) and (R, steps - 1), of V^T J V."""
-    krylov, basis = _Krylov(start), [start]
+    krylov, vector = _Krylov(start), start
+    basis = _empty_basis(start, steps)
     diagonal: list[Tensor] = []
     off_diagonal: list[Tensor] = []
     for step in range(steps):
-        product = push(basis[-1])
-        weight = (product * basis[-1]).sum(1)
+        basis[:, step] = vector
+        product = push(vector)
+        weight = (product * vector).sum(1)
         diagonal.append(torch.where(krylov.alive, weight, diagonal[0]) if step else weight)
         if step + 1 < steps:
-            vector, weight = krylov.next(product, basis)
-            basis.append(vector)
+            vector, weight = krylov.next(product, basis[:, : step + 1])
             off_diagonal.append(weight)
     return _stacked(diagonal, start), _stacked(off_diagonal, start)
+
+
+def _empty_basis(start: Tensor, steps: int) -> Tensor:
+    rows, size = start.shape
+    return start.new_empty(rows, steps, size)
 
 
 def _stacked(columns: list[Tensor], like: Tensor) -> Tensor:
@@ -238,8 +246,8 @@ def _finite(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _quadrature(
-    push: Callable[[Tensor], Tensor],
-    pull: Callable[[Tensor], Tensor],
+    push: Product,
+    pull: Product,
     start: Tensor,
     steps: int,
     symmetric: bool,
@@ -249,7 +257,6 @@ def _quadrature(
     sum(weights * f(nodes)) stands for start^T f(sqrt(J^T J)) start.
     """
     if symmetric:
-        # of a symmetric J both products are the same, and the pull needs no new forward pass
         diagonal, off_diagonal = _tridiagonalize(pull, start, steps)
         upper = torch.diag_embed(off_diagonal, 1)
         matrix, zero_or_nan = _finite(torch.diag_embed(diagonal) + upper + upper.mT)
@@ -264,10 +271,24 @@ def _quadrature(
         first = vectors_t[:, :, 0]
     nodes = nodes + zero_or_nan
     if (nodes < 0).any():
-        raise IECLError(
-            f"symmetric=True: J has an eigenvalue below {nodes.min():.3g}, not positive"
-        )
+        raise IECLError(f"symmetric=True: J is not positive, it has {nodes.min():.3g} or less")
     return nodes, first.square()
+
+
+def _products(module: Module, x: Tensor, symmetric: bool) -> tuple[Product, Product]:
+    """v -> J v and u -> J^T u, both (R, n) to (R, n), at the R images x."""
+    out, transposed = torch.func.vjp(module, x)[:2]
+    _check_output(module, out, x, square=True)
+
+    def pull(u: Tensor) -> Tensor:
+        return transposed(u.reshape(out.shape))[0].flatten(1)
+
+    if symmetric:
+        return pull, pull
+    # J v as the transpose of the transpose: the graph is built once, where a jvp would run the
+    # module again for every product (and batch norm's in Python)
+    twice_transposed = torch.func.vjp(pull, torch.zeros_like(out).flatten(1))[1]
+    return lambda v: twice_transposed(v)[0], pull
 
 
 def _probe_quadratures(
@@ -293,15 +314,7 @@ def _probe_quadratures(
     for done in range(0, probes, chunk_size):
         chunk = min(chunk_size, probes - done)
         repeated = x.repeat(chunk, *[1] * (x.ndim - 1))
-        out, transposed = torch.func.vjp(module, repeated)[:2]
-        _check_output(module, out, repeated, square=True)
-
-        def push(v: Tensor, at=repeated) -> Tensor:
-            return torch.func.jvp(module, (at,), (v.view(at.shape),))[1].flatten(1)
-
-        def pull(u: Tensor, transposed=transposed, shape=out.shape) -> Tensor:
-            return transposed(u.view(shape))[0].flatten(1)
-
+        push, pull = _products(module, repeated, symmetric)
         # one draw a probe: the probes do not depend on the chunks
         signs = [
             torch.randint(0, 2, (batch, size), generator=generator, device=generator.device)
@@ -338,9 +351,10 @@ def logabsdet(
     """log|det J| of the module at each image by stochastic Lanczos quadrature.
 
     log|det J| = tr f(J^T J), f = log / 2, as the mean over Rademacher probes of Gauss quadratures
-    (Ubaru, Chen & Saad 2017, "Fast estimation of tr(f(A))"), from products with J (jvp) and J^T
-    (vjp) alone; as Golub-Kahan bidiagonalisation, which does not square the condition number, with
-    full reorthogonalisation (ours). No J is formed.
+    (Ubaru, Chen & Saad 2017, "Fast estimation of tr(f(A))"), from products with J^T (a vjp) and J
+    (the vjp of that vjp, which is a jvp without running the module again) alone. As Golub-Kahan
+    bidiagonalisation, which does not square the condition number, with full reorthogonalisation
+    (ours). No J is formed.
 
     The standard error is that of the probes. The quadrature has an error of its own, which falls
     as exp(-4 steps / cond(J)), as exp(-4 steps / sqrt(cond(J))) if symmetric, is upward, and is 0
@@ -366,8 +380,8 @@ def logabsdet(
             or redraws, an option is out of range, or symmetric=True and J is seen not to be
             positive.
 
-    Cost: probes * steps products (jvp and vjp) and O(probes * steps^2 * n) an image; memory of
-        2 * steps * n elements an image and probe in flight (half if symmetric), besides the
+    Cost: probes * steps products with J and with J^T, and O(probes * steps^2 * n) an image; memory
+        of 2 * steps * n elements an image and probe in flight (half if symmetric), besides the
         module's activations.
 
     >>> mean, stderr = logabsdet(lambda x: 2 * x, torch.zeros(1, 3, 4, 4))

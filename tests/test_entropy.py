@@ -494,6 +494,23 @@ def test_autocast_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_matmul_precision_changes_nothing_and_is_left_as_it_was(name):
+    # "medium" multiplies in bfloat16 on a CPU that can, and in TF32 on a GPU
+    z = rows(64, 256, torch.float32)
+    plain = DIFFERENTIABLE[name](z)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert torch.equal(DIFFERENTIABLE[name](z), plain)
+        assert torch.get_float32_matmul_precision() == "medium"
+        with pytest.raises(IECLError):
+            coding_rate(z, eps=-1.0)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_nan_rows_give_nan_and_do_not_end_the_run(name):
     assert DIFFERENTIABLE[name](torch.full((4, 3), math.nan)).isnan()
 

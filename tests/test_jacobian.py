@@ -239,11 +239,37 @@ def test_no_graph_is_kept_in_any_grad_mode(measure, mode):
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_autocast_changes_nothing(measure):
+def test_autocast_and_matmul_precision_change_nothing(measure):
     net, x = Residual(0).eval(), images(2, 3, 4, 4, dtype=torch.float32)
     plain = MEASURES[measure](net, x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(MEASURES[measure](net, x), plain)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert torch.equal(MEASURES[measure](net, x), plain)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.project = nn.Linear(6, 18)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.project(x).unsqueeze(1).chunk(3, -1)
+        return x + F.scaled_dot_product_attention(query, key, value).squeeze(1)
+
+
+def test_attention():
+    # its fused kernels cannot be differentiated twice, and this module's can
+    module, x = Attention().double(), images(2, 5, 6)
+    exact = slow_logabsdet(module, x)
+    torch.testing.assert_close(logabsdet_exact(module, x), exact)
+    mean, stderr = logabsdet(module, x, probes=32)
+    assert ((mean - exact).abs() < 3 * stderr).all()
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
