@@ -10,7 +10,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from iecl_solo import patches
+import iecl_solo.patches as patches
 from iecl_solo.cli.main import main
 
 

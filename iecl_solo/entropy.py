@@ -172,8 +172,10 @@ def gaussian_entropy(z: Tensor, *, covariance: str = "full", shrinkage: float = 
     only if z is Gaussian, and an upper bound of it otherwise (up to the estimate of S).
 
     Bias: shrinkage raises the value (S and its shrunk form have the same trace, and log det is
-    concave), the more the less isotropic S is; with ``shrinkage=0`` and B > d the sample
-    covariance lowers it by about d (d + 1) / (4 B), and with B <= d it has no meaning.
+    concave), the more the less isotropic S is: 0.13 nats at d = 16, B = 2048 for variances from
+    0.5 to 2. The sample covariance lowers it, by about d (d + 1) / (4 B) for B > d and shrinkage
+    0: -0.06 at d = 16, B = 256; -13 at d = 128, B = 256; -88 at d = 128, B = 32 (by default). So
+    for B near d or below compare values of one B and one d alone.
 
     Args:
         z: rows (B, d), B >= 2, any floating dtype and device.
@@ -214,7 +216,8 @@ def coding_rate(z: Tensor, *, eps: float = 0.5) -> Tensor:
 
     It is not differential entropy: it has a floor of 0 and counts scale against eps. For centred
     Gaussian rows and eps -> 0 it tends to the entropy minus d/2 log(2 pi e eps^2 / d). Its own
-    bias, against d/(eps^2) E[z z^T] in place of the batch mean, is downward (log det is concave).
+    bias, against d/(eps^2) E[z z^T] in place of the batch mean, is downward (log det is concave):
+    -0.16 of 12.4 nats at d = 16, B = 256; -10 of 100 at d = 128, B = 256; -57 at d = 128, B = 32.
 
     Args:
         z: rows (B, d), B >= 2, any floating dtype and device. IE-CL gives it L2-normalised rows.
@@ -337,6 +340,9 @@ def knn_entropy(z: Tensor, *, num_neighbors: int = 3) -> Tensor:
     (Kozachenko & Leonenko 1987; in the digamma form of Kraskov et al. 2004, eq. 20). A k above
     B - 1 is taken as B - 1. Equal rows have r = 0 and an entropy of minus infinity: distances are
     held at 1e-6 or more, and a row at that floor gives no gradient.
+
+    Bias: upward in high d, where the density is not flat over r, and hardly less for more rows
+    (order B^(-2/d)): -0.01 nats at d = 2, B = 256; 1.3 at d = 16; 33 at d = 128 (29 at B = 2048).
 
     Rows on the unit sphere fill only d - 1 dimensions, so there the value has no limit in B: it
     falls by log(B)/(d - 1). It still rises and falls with the surface entropy, d/(d - 1) times as
@@ -461,8 +467,10 @@ def vmf_kde_entropy(z: Tensor, *, concentration: float = 10.0) -> Tensor:
     resubstitution estimate (Beirlant et al. 1997, sec. 2.2) with a von Mises-Fisher kernel (Hall,
     Watson & Cabrera 1987). With respect to the sphere's surface measure, so its greatest value is
     the log of the area, at the uniform law, and the cross-entropy of the law with itself smoothed:
-    never below the entropy in expectation. Exact for the uniform law up to variance; for others
-    the bias grows as the law gets narrower than the kernel (whose width is 1/sqrt(kappa)).
+    never below the entropy in expectation. For the uniform law all the bias is that of few rows
+    (0.18 nats at d = 16, B = 32; 0.05 at B = 256; 0.001 at d = 128). For others it grows as the law
+    gets narrower than the kernel: for a vMF law of concentration d and the default kernel 0.006
+    nats at d = 2, 1.5 at d = 16 (kappa 16) and 27 at d = 128 (kappa 128), B = 256.
 
     Args:
         z: rows (B, d), B >= 2, d >= 2, any floating dtype and device; normalised inside (rows
@@ -504,7 +512,8 @@ def renyi_entropy(z: Tensor, *, alpha: float = 2.0, bandwidth: float = math.sqrt
 
     It is not differential entropy: it lies between 0 (equal rows) and log B (rows far apart in
     bandwidths), where its gradient dies. For alpha = 2 its expectation is near -log(1/B + (1 - 1/B)
-    E exp(-|z - z'|^2 / bandwidth^2)), so it rises with B.
+    E exp(-|z - z'|^2 / bandwidth^2)), so it rises with B; against that its bias is below 0.05 nats
+    for every law, d and B of benchmarks/entropy_table.py.
 
     Args:
         z: rows (B, d), B >= 2, any floating dtype and device.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from omegaconf import DictConfig
+
 from iecl_solo import methods
 from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.objectives.iecl import IECL
 from iecl_solo.solo.backbones import register_backbones
+from iecl_solo.solo.config import dump_block, parse_block
 from iecl_solo.solo.host import find_host
 from iecl_solo.solo.wrapper import REFUSED, with_objective
 
@@ -40,6 +43,18 @@ def added_methods() -> list[str]:
     """Names that ``register`` added to ``METHODS``."""
     register()
     return list(_registered)
+
+
+def complete_objective(cfg: DictConfig) -> None:
+    """Fill in the objective's block of a configuration, so that a run's record names every value.
+
+    Raises:
+        IECLError: one line for whatever the block gets wrong.
+    """
+    for objective in OBJECTIVES:
+        if cfg.method.startswith(f"{objective.name}_"):
+            config = parse_block(objective.name, objective.Config, cfg.get(objective.name))
+            cfg[objective.name] = dump_block(config)
 
 
 def check_method(name: str) -> None:

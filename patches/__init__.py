@@ -10,7 +10,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from iecl_solo.patches.checkpoints import PLAIN_CHECKPOINTS
+from iecl_solo.patches.checkpoints import PLAIN_CHECKPOINTS, RESUMED_BUFFERS
 from iecl_solo.patches.configuration import DEVICE_COUNT
 from iecl_solo.patches.imports import DISTUTILS, ONE_LIGHTNING, SCHEDULE
 from iecl_solo.patches.lightning2 import (
@@ -20,6 +20,7 @@ from iecl_solo.patches.lightning2 import (
     VALIDATION_EPOCH_END,
 )
 from iecl_solo.patches.metrics import KNN_METRIC
+from iecl_solo.patches.momentum import MOMENTUM_RATE
 from iecl_solo.patches.no_cuda import NO_CUDA
 from iecl_solo.patches.optimizer import LARS_CLOSURE
 from iecl_solo.patches.patch import Applied, Patch, Stage
@@ -42,6 +43,7 @@ PATCHES = [
     LARS_CLOSURE,
     KNN_METRIC,
     PLAIN_CHECKPOINTS,
+    MOMENTUM_RATE,
     DEVICE_COUNT,
     NO_CUDA,
 ]

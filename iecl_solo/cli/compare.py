@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,8 @@ from iecl_solo.evaluate.linear import linear_accuracy
 from iecl_solo.evaluate.load import load_backbone, load_method, read_pretrained
 from iecl_solo.evaluate.pictures import plot_curves, plot_saib, read_metrics
 from iecl_solo.evaluate.protocol import EvaluationConfig, linear_config
-from iecl_solo.registry import check_method
-from iecl_solo.solo.config import parse_block
+from iecl_solo.registry import check_method, complete_objective
+from iecl_solo.solo.config import parse_block, plain
 from iecl_solo.solo.data import evaluation_datasets, evaluation_loader, pretrain_loader
 from iecl_solo.solo.host import find_host
 from iecl_solo.solo.settings import prepare_linear, prepare_pretrain, require
@@ -41,9 +43,8 @@ def twins(cfg: DictConfig) -> tuple[DictConfig, DictConfig]:
     plain = cfg.method.removeprefix(TWIN)
     both = []
     for method in (plain, TWIN + plain):
-        own = OmegaConf.create(OmegaConf.to_container(cfg))
+        own = copy.deepcopy(cfg)
         OmegaConf.set_struct(own, False)
-        assert isinstance(own, DictConfig)
         own.method = method
         if method == plain:
             own.pop("iecl", None)
@@ -55,7 +56,7 @@ def twins(cfg: DictConfig) -> tuple[DictConfig, DictConfig]:
 def evaluate(run: Run, protocol: EvaluationConfig) -> dict[str, Any]:
     """k-NN and linear accuracy, and H(Z'), of a finished run; once."""
     path = run.folder / EVALUATION
-    settings = OmegaConf.to_container(OmegaConf.structured(protocol))
+    settings = asdict(protocol)
     if path.is_file() and (old := read_json(path))["protocol"] == settings:
         return old
     host = find_host()
@@ -213,14 +214,14 @@ def _pictures(runs: list[Run], names: list[str], folder: Path) -> None:
     )
     host = find_host()
     pretrained = read_pretrained(runs[1].checkpoint)
-    model = load_method(pretrained, host).eval()
-    if model.iecl.saib is None:
+    objective: Any = load_method(pretrained, host).eval().iecl
+    if objective.saib is None:
         return
     torch.manual_seed(pretrained.cfg.seed)
     _, views, _ = next(iter(pretrain_loader(pretrained.cfg, host)))
-    query = model.iecl.views.query[0]
+    query = views[objective.views.query[0]][:8]
     with torch.no_grad():
-        plot_saib(views[query][:8], model.iecl.saib(views[query][:8]), folder / "saib.png")
+        plot_saib(query, objective.saib(query), folder / "saib.png")
 
 
 def compare(cfg: DictConfig) -> pd.DataFrame:
@@ -250,11 +251,11 @@ def compare(cfg: DictConfig) -> pd.DataFrame:
         own.pop("compare", None)
         own.checkpoint = {"enabled": True, "dir": str(folder / "runs"), "frequency": 1}
         own.name = own.method
-        raw: dict[str, Any] = OmegaConf.to_container(own, resolve=True)  # type: ignore[assignment]
-        run = Run(prepare_pretrain(own, host))
-        in_own_process(
-            _train_and_evaluate, raw, OmegaConf.to_container(OmegaConf.structured(protocol))
-        )
+        raw = plain(own)
+        own = prepare_pretrain(own, host)
+        complete_objective(own)
+        run = Run(own)
+        in_own_process(_train_and_evaluate, raw, asdict(protocol))
         runs.append(run)
     frame = table(runs)
     folder.mkdir(parents=True, exist_ok=True)

@@ -78,11 +78,11 @@ def recipe(name: str, cifar: bool, kwargs: dict[str, Any], file: str) -> list[st
 
 def run(args: argparse.Namespace) -> int:
     """Write the file, whole or not at all, and print how to load it."""
-    from omegaconf import OmegaConf
     from safetensors.torch import save_file
 
     from iecl_solo.evaluate.load import load_backbone, load_method, read_pretrained
     from iecl_solo.saib import save_saib
+    from iecl_solo.solo.config import plain
     from iecl_solo.solo.host import find_host
 
     to = Path(args.to)
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         lines = ["from iecl_solo.saib import load_saib", f"saib = load_saib({args.to!r})"]
     else:
         cfg = pretrained.cfg
-        kwargs: dict[str, Any] = OmegaConf.to_container(cfg.backbone.get("kwargs") or {})  # type: ignore[assignment]
+        kwargs = plain(cfg.backbone.get("kwargs")) or {}
         cifar = cfg.data.dataset in ("cifar10", "cifar100")
         lines = recipe(cfg.backbone.name, cifar, kwargs, args.to)
         backbone = load_backbone(pretrained, host)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -11,6 +12,7 @@ from iecl_solo.cli.runs import versions, write_json
 from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.knn import DISTANCES, extract_features, knn_accuracy
 from iecl_solo.evaluate.load import load_backbone, read_pretrained
+from iecl_solo.solo.config import plain
 from iecl_solo.solo.data import evaluation_datasets, evaluation_loader
 from iecl_solo.solo.host import find_host
 from iecl_solo.solo.settings import (
@@ -33,19 +35,18 @@ def main(cfg: DictConfig) -> None:
         raise IECLError(f"k: {list(cfg.k)} is not allowed, whole numbers from 1 up are")
     host = find_host()
     pretrained = read_pretrained(cfg.pretrained_feature_extractor)
-    data = OmegaConf.merge(
-        pretrained.cfg.data, {k: v for k, v in (cfg.get("data") or {}).items() if v is not None}
-    )
+    given = {k: v for k, v in (cfg.get("data") or {}).items() if v is not None}
+    data: dict[str, Any] = {**plain(pretrained.cfg.data), **given}
     for key in ("train_path", "val_path"):
         if data.get(key) is None:
             raise IECLError(f"data.{key}: no value is given, and the checkpoint has none")
-        if data.dataset in FOLDER_DATASETS:
+        if data["dataset"] in FOLDER_DATASETS:
             check_image_folder(f"data.{key}", data[key])
     train_set, test_set = evaluation_datasets(
         host,
-        data.dataset,
-        data.train_path,
-        data.val_path,
+        data["dataset"],
+        data["train_path"],
+        data["val_path"],
         image_size=pretrained.cfg.augmentations[0].crop_size,
         data_format=data.get("format", "image_folder"),
     )

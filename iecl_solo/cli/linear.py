@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from lightning.pytorch import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from iecl_solo.callbacks.epoch_line import EpochLine
@@ -13,6 +14,7 @@ from iecl_solo.cli.runs import versions, write_json
 from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.linear import linear_accuracy
 from iecl_solo.evaluate.load import load_backbone, read_pretrained
+from iecl_solo.solo.config import plain
 from iecl_solo.solo.data import IMAGENET_MEAN, IMAGENET_STD, evaluation_datasets
 from iecl_solo.solo.host import find_host
 from iecl_solo.solo.settings import prepare_linear, require
@@ -57,10 +59,10 @@ def main(cfg: DictConfig) -> None:
         "logger": loggers(cfg, folder / cfg.name),
         "enable_progress_bar": bar,
     }
-    callbacks = None if bar else [EpochLine(cfg.name)]
+    callbacks: list[Callback] = [] if bar else [EpochLine(cfg.name)]
     top1, top5 = linear_accuracy(cfg, backbone, host, train, test, arguments, callbacks=callbacks)
     result = folder / f"{cfg.name}.json"
-    settings = OmegaConf.to_container(cfg, resolve=True)
+    settings = plain(cfg)
     write_json(
         result,
         {"acc1": top1, "acc5": top5, "settings": settings, "versions": versions(host)},

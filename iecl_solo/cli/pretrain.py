@@ -19,9 +19,10 @@ from iecl_solo.callbacks.epoch_line import EpochLine
 from iecl_solo.callbacks.seed import EpochSeed
 from iecl_solo.cli.runs import Run, versions
 from iecl_solo.errors import IECLError
-from iecl_solo.registry import check_method
+from iecl_solo.registry import check_method, complete_objective
 from iecl_solo.solo.build import build_model
 from iecl_solo.solo.checkpoint import read_checkpoint
+from iecl_solo.solo.config import plain
 from iecl_solo.solo.data import evaluation_datasets, evaluation_loader, pretrain_loader
 from iecl_solo.solo.host import Host, find_host
 from iecl_solo.solo.settings import device_count, prepare_pretrain, require
@@ -54,8 +55,8 @@ def loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
 def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
     """The entries of a configuration that Lightning's Trainer takes, as it wants them today."""
     allowed = inspect.signature(Trainer.__init__).parameters
-    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    kwargs = {name: plain[name] for name in allowed if plain.get(name) is not None}
+    given = plain(cfg)
+    kwargs = {name: given[name] for name in allowed if given.get(name) is not None}
     kwargs.setdefault("log_every_n_steps", 10)
     accelerator = kwargs.get("accelerator", "auto")
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
@@ -145,7 +146,8 @@ def pretrain(cfg: DictConfig) -> Run:
     check_method(cfg.method)
     host = find_host()
     cfg = prepare_pretrain(cfg, host)
-    build_model(OmegaConf.create(OmegaConf.to_container(cfg)), host)  # refused before a folder is
+    complete_objective(cfg)
+    build_model(OmegaConf.create(plain(cfg)), host)  # refused before a folder is
     run = Run(cfg)
     run.claim(host)
     if run.result is not None:

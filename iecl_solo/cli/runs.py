@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from iecl_solo.errors import IECLError
+from iecl_solo.solo.config import plain
 from iecl_solo.solo.host import Host
 from iecl_solo.version import __version__
 
@@ -70,7 +71,7 @@ class Run:
     def __init__(self, cfg: DictConfig) -> None:
         self.folder = Path(cfg.checkpoint.dir) / cfg.method / cfg.name
         self.checkpoint = self.folder / f"{cfg.name}.ckpt"
-        self.args: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+        self.args: dict[str, Any] = plain(cfg)
 
     @property
     def result(self) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from iecl_solo.registry import check_method
 from iecl_solo.solo.backbones import build_backbone
 from iecl_solo.solo.build import build_model
 from iecl_solo.solo.checkpoint import backbone_state, load_strictly, read_checkpoint
+from iecl_solo.solo.config import plain
 from iecl_solo.solo.host import Host
 
 
@@ -61,13 +62,12 @@ def read_pretrained(path: str | Path) -> Pretrained:
 def load_backbone(pretrained: Pretrained, host: Host) -> nn.Module:
     """The trained online network, (B, 3, H, W) to (B, num_features), every tensor accounted for."""
     cfg = pretrained.cfg
-    kwargs: dict[str, Any] = OmegaConf.to_container(cfg.backbone.get("kwargs") or {})  # type: ignore[assignment]
     backbone = build_backbone(
         host,
         cfg.backbone.name,
         method=cfg.method,
         cifar=cfg.data.dataset in ("cifar10", "cifar100"),
-        **kwargs,
+        **(plain(cfg.backbone.get("kwargs")) or {}),
     )
     state = backbone_state(pretrained.checkpoint, pretrained.path)
     load_strictly(backbone, state, pretrained.path)

@@ -28,6 +28,7 @@ def first_convolution(model: nn.Module, name: str) -> str:
             f"{PREFIX}{name}: small_stem is for networks that begin with a strided convolution; "
             "this one cuts the image into patches, so give it patch_size and img_size instead"
         )
+    assert path is not None  # it named the convolution
     return path
 
 
@@ -102,8 +103,9 @@ def _register_on_kwargs_host(host: Host) -> None:
     The dict is read from ``solo.utils.backbones`` at each call, so for a timm name, and only
     then, one of its entries stands for the timm model while ``__init__`` runs.
     """
-    base, module = host.base_method, host.import_module("utils.backbones")
-    base._SUPPORTED_ENCODERS.extend(PREFIX + n for n in timm.list_models())  # type: ignore[attr-defined]
+    base: Any = host.base_method
+    module = host.import_module("utils.backbones")
+    base._SUPPORTED_ENCODERS.extend(PREFIX + n for n in timm.list_models())
     original, stand_in = base.__init__, "vit_tiny"
 
     @wraps(original)
@@ -120,7 +122,7 @@ def _register_on_kwargs_host(host: Host) -> None:
         # not the timm name: the host looks for "resnet" in it, to treat torchvision's
         self.encoder_name = "timm"
 
-    base.__init__ = init  # type: ignore[misc]
+    base.__init__ = init
 
 
 def register_backbones(host: Host) -> None:

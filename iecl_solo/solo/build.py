@@ -8,21 +8,18 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from iecl_solo.errors import IECLError
+from iecl_solo.solo.config import plain
 from iecl_solo.solo.host import Host, find_host
 from iecl_solo.solo.settings import host_refusals
 
 
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
-
 def _optimizer_kwargs(cfg: DictConfig, *, grad_clip: bool) -> dict[str, Any]:
     """The optimiser as 1.0.2 wants it: LARS is a flag on SGD there, not a name."""
-    options = dict(_plain(cfg.optimizer.get("kwargs")) or {})
+    options = dict(plain(cfg.optimizer.get("kwargs")) or {})
     lars = cfg.optimizer.name == "lars"
     out: dict[str, Any] = {
         "optimizer": "sgd" if lars else cfg.optimizer.name,
@@ -60,7 +57,7 @@ def _method_kwargs(cfg: DictConfig, host: Host) -> dict[str, Any]:
         "encoder": cfg.backbone.name,
         "backbone_args": {
             "cifar": cfg.data.dataset in ("cifar10", "cifar100"),
-            **(_plain(cfg.backbone.kwargs) or {}),
+            **(plain(cfg.backbone.kwargs) or {}),
         },
         "num_classes": cfg.data.num_classes,
         "max_epochs": cfg.max_epochs,
@@ -73,7 +70,7 @@ def _method_kwargs(cfg: DictConfig, host: Host) -> dict[str, Any]:
         "min_lr": cfg.scheduler.min_lr,
         "warmup_start_lr": cfg.scheduler.warmup_start_lr,
         "warmup_epochs": cfg.scheduler.warmup_epochs,
-        "lr_decay_steps": _plain(cfg.scheduler.lr_decay_steps),
+        "lr_decay_steps": plain(cfg.scheduler.lr_decay_steps),
         "num_large_crops": cfg.data.num_large_crops,
         "num_small_crops": cfg.data.num_small_crops,
         "knn_eval": cfg.knn_eval.enabled,
@@ -84,10 +81,10 @@ def _method_kwargs(cfg: DictConfig, host: Host) -> dict[str, Any]:
         "crop_size": cfg.augmentations[0].crop_size,
     }
     kwargs |= _optimizer_kwargs(cfg, grad_clip=True)
-    kwargs |= _method_defaults(host.methods[cfg.method]) | _plain(cfg.method_kwargs)
+    kwargs |= _method_defaults(host.methods[cfg.method]) | plain(cfg.method_kwargs)
     prefix = cfg.method.partition("_")[0]
     if prefix in cfg:
-        kwargs[prefix] = _plain(cfg[prefix])
+        kwargs[prefix] = plain(cfg[prefix])
     return kwargs
 
 
@@ -134,6 +131,6 @@ def build_linear(cfg: DictConfig, backbone: nn.Module, host: Host) -> LightningM
             lr=cfg.optimizer.lr,
             weight_decay=cfg.optimizer.weight_decay,
             scheduler=cfg.scheduler.name,
-            lr_decay_steps=_plain(cfg.scheduler.get("lr_decay_steps")),
+            lr_decay_steps=plain(cfg.scheduler.get("lr_decay_steps")),
             **_optimizer_kwargs(cfg, grad_clip=False),
         )

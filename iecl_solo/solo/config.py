@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from iecl_solo.errors import IECLError
@@ -17,14 +17,10 @@ _TO_FIELD = {"lambda": "lambda_"}
 _TO_KEY = {field: key for key, field in _TO_FIELD.items()}
 
 
-def _keys(config_class: type, path: list[str]) -> list[str]:
+def _keys(config_class: Any, path: list[str]) -> list[str]:
     """The keys allowed under ``path`` of a config class, as a person writes them."""
     for part in path:
-        config_class = next(
-            f.default_factory  # type: ignore[misc]
-            for f in fields(config_class)
-            if f.name == part
-        )
+        (config_class,) = [f.default_factory for f in fields(config_class) if f.name == part]
     return [_TO_KEY.get(f.name, f.name) for f in fields(config_class)]
 
 
@@ -63,14 +59,19 @@ def parse_block(name: str, config_class: type[Any], block: Mapping[str, Any] | N
         Traceback (most recent call last):
         iecl_solo.errors.IECLError: unknown key iecl.saib.patchsize: did you mean 'patch_size'? ...
     """
-    given = OmegaConf.to_container(block, resolve=True) if isinstance(block, DictConfig) else block
-    if given is not None and not isinstance(given, Mapping):
+    given = {} if block is None else plain(block)
+    if not isinstance(given, Mapping):
         raise IECLError(f"{name}: {given!r} is not a block of keys")
-    plain = {_TO_FIELD.get(str(k), str(k)): v for k, v in (given or {}).items()}
+    as_fields = {_TO_FIELD.get(str(k), str(k)): v for k, v in given.items()}
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config_class), plain))
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config_class), as_fields))
     except OmegaConfBaseException as error:
         raise _explain(name, config_class, error) from None
+
+
+def plain(value: Any) -> Any:
+    """An OmegaConf container as plain dicts and lists, interpolations resolved; else itself."""
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def dump_block(config: Any) -> dict[str, Any]:

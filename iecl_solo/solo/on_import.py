@@ -14,7 +14,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-from iecl_solo import patches
+import iecl_solo.patches as patches
 
 
 def _finish() -> None:

@@ -143,7 +143,7 @@ def _divide(host: Host, model: nn.Module, query_views: list[int] | None) -> View
     return Views(num_views, momentum, tuple(sorted(set(query_views))))
 
 
-def with_objective(host_class: type, objective_class: type[Objective]) -> type:
+def with_objective(host_class: Any, objective_class: type[Objective]) -> type:
     """The host's method with an objective added to its loss.
 
     The host's ``training_step`` runs as it is. During it, the online network (and the momentum
@@ -178,7 +178,7 @@ def with_objective(host_class: type, objective_class: type[Objective]) -> type:
     host = find_host()
     block_name = objective_class.name
 
-    class WithObjective(host_class):  # type: ignore[misc, valid-type]
+    class WithObjective(host_class):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             if host.takes_cfg:
                 super().__init__(*args, **kwargs)
