@@ -59,24 +59,6 @@ def test_trains_two_steps_and_saib_moves(method: str, images: Path):
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("method", NAMED)
-def test_twin_without_weight_is_its_host_bit_for_bit(method: str, images: Path):
-    net = {"backbone__name": "resnet18"}
-    host = train_on(build(method, images, **net), batches(5))
-    twin = train_on(build(f"iecl_{method}", images, iecl=OFF, **net), batches(5))
-    assert list(host.state_dict()) == list(twin.state_dict())
-    assert same_tensors(host.state_dict(), twin.state_dict()) == []
-
-
-@pytest.mark.parametrize("method", NAMED)
-def test_building_a_twin_draws_no_random_number_of_the_host(method: str, images: Path):
-    host, state = build(method, images), torch.get_rng_state()
-    twin, state_of_twin = build(f"iecl_{method}", images), torch.get_rng_state()
-    assert torch.equal(state, state_of_twin)
-    shared = {k: v for k, v in twin.state_dict().items() if not k.startswith("iecl.")}
-    assert same_tensors(host.state_dict(), shared) == []
-
-
 @pytest.mark.parametrize("method", TWINS)
 def test_views_go_where_the_paper_sends_them(method: str, images: Path):
     """The query is transformed; the anchor, the momentum side above all, sees its raw view."""

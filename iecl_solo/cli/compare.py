@@ -28,6 +28,7 @@ from iecl_solo.evaluate.load import load_backbone, load_method, read_pretrained
 from iecl_solo.evaluate.pictures import plot_curves, plot_saib, read_metrics
 from iecl_solo.evaluate.protocol import EvaluationConfig, linear_config
 from iecl_solo.registry import check_method, complete_objective
+from iecl_solo.solo.build import build_model
 from iecl_solo.solo.config import parse_block, plain
 from iecl_solo.solo.data import evaluation_datasets, evaluation_loader, pretrain_loader
 from iecl_solo.solo.host import find_host
@@ -245,7 +246,7 @@ def compare(cfg: DictConfig) -> pd.DataFrame:
     title = str(both[0].get("name") or both[0].method)
     folder = Path(OmegaConf.select(cfg, "compare.dir") or Path("compare") / title)
     host = find_host()
-    runs = []
+    runs, given = [], []
     for own in both:
         check_method(own.method)
         own.pop("compare", None)
@@ -254,9 +255,11 @@ def compare(cfg: DictConfig) -> pd.DataFrame:
         raw = plain(own)
         own = prepare_pretrain(own, host)
         complete_objective(own)
-        run = Run(own)
+        build_model(copy.deepcopy(own), host)  # both are refused before either is trained
+        runs.append(Run(own))
+        given.append(raw)
+    for raw in given:
         in_own_process(_train_and_evaluate, raw, asdict(protocol))
-        runs.append(run)
     frame = table(runs)
     folder.mkdir(parents=True, exist_ok=True)
     frame.to_csv(folder / "table.csv")

@@ -18,6 +18,15 @@ PACKAGED = "pkg://iecl_solo.configs"
 _OPTIONAL_BLOCKS = ("iecl.", "evaluation.", "compare.")
 
 
+# a run keeps its own record; Hydra's would be written even for a run that is refused
+_NO_FILES = (
+    "hydra.run.dir=.",
+    "hydra.output_subdir=null",
+    "hydra/job_logging=disabled",
+    "hydra/hydra_logging=disabled",
+)
+
+
 def packaged_configs(folder: str) -> list[str]:
     """Names that ``--config-name`` takes for a command whose configs are in ``folder``."""
     root = Path(str(files("iecl_solo.configs"))) / folder
@@ -127,7 +136,7 @@ def run(command: str, module: str, folder: str, what: str, arguments: list[str])
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the error can be told in one line
     given = sys.argv
-    sys.argv = [f"iecl-solo {command}"]
+    sys.argv = [f"iecl-solo {command}", *_NO_FILES]
     sys.argv += [f"++{a}" if a.startswith(_OPTIONAL_BLOCKS) else a for a in rest]
     try:
         hydra.main(version_base="1.3", config_path=path, config_name=name)(task)()

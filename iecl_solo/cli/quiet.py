@@ -5,14 +5,9 @@ from __future__ import annotations
 import logging
 import warnings
 
-_CHATTY = "lightning.pytorch", "pytorch_lightning", "lightning.fabric"
-
 
 def quiet() -> None:
     """Silence deprecations inside solo-learn and its libraries, and Lightning's announcements."""
-    warnings.filterwarnings("ignore", module=r"(solo|timm|torch|torchmetrics|lightning|xformers)\b")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    for name in _CHATTY:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    # solo-learn's advice on schedulers and backbones goes through the root logger
-    logging.getLogger().setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    # not a level on Lightning's loggers: importing it sets those, and that may come later
+    logging.disable(logging.WARNING)

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,20 +58,31 @@ class Host:
         return f"solo-learn {self.version}"
 
 
-def use_checkout() -> None:
-    """Put the checkout named by the environment variable SOLO_LEARN first on the path.
+def _checkout() -> Path | None:
+    """The checkout named by the environment variable SOLO_LEARN.
 
     Raises:
         IECLError: when it is set to something that is not a solo-learn checkout.
     """
-    checkout = os.environ.get("SOLO_LEARN")
-    if not checkout:
-        return
-    root = Path(checkout).expanduser().resolve()
+    given = os.environ.get("SOLO_LEARN")
+    if not given:
+        return None
+    root = Path(given).expanduser().resolve()
     if not (root / "solo" / "__init__.py").is_file():
-        raise IECLError(f"SOLO_LEARN={checkout}: not a solo-learn checkout (it has no solo/)")
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
+        raise IECLError(f"SOLO_LEARN={given}: not a solo-learn checkout (it has no solo/)")
+    return root
+
+
+def use_checkout() -> None:
+    """Put the checkout named by SOLO_LEARN first on the path.
+
+    A name that is no checkout is left for ``find_host`` to refuse: importing the package, for its
+    mathematics say, does not need a host.
+    """
+    with suppress(IECLError):
+        root = _checkout()
+        if root is not None and str(root) not in sys.path:
+            sys.path.insert(0, str(root))
 
 
 def locate() -> Path | None:
@@ -98,11 +110,13 @@ def find_host() -> Host:
 
     Raises:
         HostNotFound: one line, with the command that installs it.
+        IECLError: when SOLO_LEARN names something that is not a solo-learn checkout.
 
     Example:
         >>> find_host().online in ("backbone", "encoder")
         True
     """
+    _checkout()
     if locate() is None and "solo" not in sys.modules:
         raise HostNotFound(MISSING)
     import solo.methods

@@ -118,8 +118,13 @@ def device_count(cfg: DictConfig) -> int:
         raise IECLError(f"devices: {devices!r} is not allowed, 2 or [0, 1] is") from None
 
 
-def check_data(cfg: DictConfig) -> None:
-    """Data set known, folders there and not empty, batch size possible."""
+def check_data(cfg: DictConfig, *, full_batches: bool = True) -> None:
+    """Data set known, folders there and not empty, batch size possible.
+
+    Args:
+        cfg: the configuration.
+        full_batches: whether a batch that is not full is dropped, as in pretraining.
+    """
     check_one_of("data.dataset", cfg.data.dataset, DATASETS)
     check_positive_int(cfg, "optimizer.batch_size", 2)
     if cfg.data.dataset not in FOLDER_DATASETS or cfg.data.get("format") in ("h5", "dali"):
@@ -128,7 +133,7 @@ def check_data(cfg: DictConfig) -> None:
     images = check_image_folder("data.train_path", cfg.data.train_path, labelled=labelled)
     if cfg.data.get("val_path"):
         check_image_folder("data.val_path", cfg.data.val_path)
-    if images < cfg.optimizer.batch_size:
+    if full_batches and images < cfg.optimizer.batch_size:
         raise IECLError(
             f"optimizer.batch_size: {cfg.optimizer.batch_size} is more than the {images} images "
             f"of data.train_path, so that no batch is ever full"
@@ -162,6 +167,7 @@ def prepare_pretrain(cfg: DictConfig, host: Host) -> DictConfig:
     for block in ("backbone.kwargs", "optimizer.kwargs", "method_kwargs", "data.val_path"):
         if OmegaConf.select(cfg, block) is None:
             OmegaConf.update(cfg, block, None if block == "data.val_path" else {})
+    require(cfg, [f"method_kwargs.{key}" for key in cfg.method_kwargs])
     with host_refusals(f"method '{cfg.method}'"):
         if host.takes_cfg:
             # main counts devices with len()
@@ -235,7 +241,7 @@ def prepare_linear(cfg: DictConfig, host: Host) -> DictConfig:
     check_one_of("optimizer.name", cfg.optimizer.name, OPTIMIZERS)
     check_positive_int(cfg, "max_epochs")
     check_number(cfg, "optimizer.lr")
-    check_data(cfg)
+    check_data(cfg, full_batches=False)
     cfg.name = cfg.get("name") or f"linear-{cfg.data.dataset}"
     with host_refusals("linear evaluation"):
         if host.takes_cfg:
