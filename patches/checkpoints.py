@@ -1,9 +1,10 @@
-"""Checkpoints that torch.load's default, weights_only=True, can read."""
+"""Checkpoints that torch.load's default, weights_only=True, reads and that resume."""
 
 from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import io
 import pickle
 from collections.abc import Mapping
@@ -73,17 +74,19 @@ def _states_are_not_plain(_: Path) -> bool:
     return False
 
 
-def _save_plain_states() -> None:
+def _keep_states_plain() -> None:
     def with_plain_states(original: Any) -> Any:
         @functools.wraps(original)
-        def on_save_checkpoint(self: Any, checkpoint: dict[str, Any]) -> None:
+        def hook(self: Any, checkpoint: dict[str, Any]) -> None:
             original(self, checkpoint)
             make_plain(checkpoint)
 
-        return on_save_checkpoint
+        return hook
 
     for cls in _bases():
         cls.on_save_checkpoint = with_plain_states(cls.on_save_checkpoint)
+        # of a run without the add-on, read with weights_only=False
+        cls.on_load_checkpoint = with_plain_states(cls.on_load_checkpoint)
 
 
 PLAIN_CHECKPOINTS = Patch(
@@ -95,5 +98,55 @@ PLAIN_CHECKPOINTS = Patch(
     "read with weights_only=False, the learning rate of the resumed run stands still",
     remedy="checkpoints are saved with plain data only; the function is made anew on resuming",
     present=_states_are_not_plain,
-    apply=_save_plain_states,
+    apply=_keep_states_plain,
+)
+
+
+# --- buffers that are made when training starts ------------------------------------------------
+
+
+def _buffers_are_made_late(_: Path) -> bool:
+    return any(
+        "register_buffer" in inspect.getsource(cls.on_train_start)
+        for cls in importlib.import_module("solo.methods").METHODS.values()
+    )
+
+
+def _keep_late_buffers() -> None:
+    import torch
+
+    base = _bases()[0]
+    load, register = base.on_load_checkpoint, base.register_buffer
+
+    @functools.wraps(load)
+    def on_load_checkpoint(self: Any, checkpoint: dict[str, Any]) -> None:
+        load(self, checkpoint)
+        known = self.state_dict()
+        late = {k: v for k, v in checkpoint["state_dict"].items() if k not in known}
+        self._resumed_buffers = {k: v.clone() for k, v in late.items() if "." not in k}
+        for name, tensor in self._resumed_buffers.items():
+            register(self, name, tensor)
+
+    @functools.wraps(register)
+    def register_buffer(
+        self: Any, name: str, tensor: torch.Tensor | None, persistent: bool = True
+    ) -> None:
+        resumed = self.__dict__.get("_resumed_buffers", {}).pop(name, None)
+        if resumed is not None and tensor is not None:
+            tensor = resumed.to(tensor.device)
+        register(self, name, tensor, persistent)
+
+    base.on_load_checkpoint = on_load_checkpoint
+    base.register_buffer = register_buffer
+
+
+RESUMED_BUFFERS = Patch(
+    name="resumed-buffers",
+    stage=Stage.AFTER_IMPORT,
+    versions="1.0.2 and GitHub main, on any stack",
+    symptom="a run of deepclusterv2, or of swav with a queue, cannot be resumed: its checkpoint "
+    "holds buffers that the model has only once training has started",
+    remedy="they are loaded, and kept when training starts",
+    present=_buffers_are_made_late,
+    apply=_keep_late_buffers,
 )
