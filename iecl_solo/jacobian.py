@@ -469,9 +469,9 @@ def log_volume(module: Module, x: Tensor, *, chunk_size: int = 16) -> Tensor:
     its level sets (the coarea factor), and log|det J| for m = n. IE-CL's "preservation" is about
     this quantity (its E log|det J_f| for a map that has no determinant: ours).
 
-    An output with a constraint has no volume: L2-normalised embeddings have a J of rank m - 1, and
-    the value is -inf up to rounding (about -36 instead of a finite logarithm). Measure before the
-    normalisation.
+    An output with a constraint has no volume: an L2-normalised embedding has a J of rank m - 1, one
+    after a layer norm m - 2, and the value is -inf up to rounding, which leaves a large negative
+    number of no meaning. Measure before the normalisation.
 
     Args:
         module: maps (B, ...) to m elements per image, each image by itself. In eval mode.

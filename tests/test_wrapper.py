@@ -255,3 +255,23 @@ def test_registration_is_idempotent():
     before = dict(find_host().methods)
     register()
     assert find_host().methods == before
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"entropy": {"estimator": "gaussian", "shrinkage": 0.2}},
+        {"entropy": {"estimator": "knn", "num_neighbors": 2}},
+        {"entropy": {"estimator": "vmf_kde"}},
+        {"entropy": {"estimator": "renyi", "alpha": 1.5}},
+        {"kl": {"covariance": "full"}},
+        {"regularizer": {"mode": "bilipschitz"}},
+        {"regularizer": {"norm": "convolution"}},
+        {"saib": {"variant": "convex", "depth": 2}},
+        {"saib": {"match_statistics": True, "outer_skip": False, "inner_skip": False}},
+    ],
+    ids=str,
+)
+def test_every_choice_of_the_block_trains(block: dict, images: Path):
+    model = train_on(build("iecl_simclr", images, iecl=block), batches(2))
+    assert all(torch.isfinite(p).all() for p in model.parameters())

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from omegaconf import DictConfig, OmegaConf
 
 from iecl_solo.callbacks.cost import CostMonitor
+from iecl_solo.callbacks.entropy_monitor import EntropyMonitor, MonitorConfig
 from iecl_solo.callbacks.epoch_line import EpochLine
 from iecl_solo.callbacks.seed import EpochSeed
 from iecl_solo.cli.runs import Run, versions
@@ -22,7 +23,7 @@ from iecl_solo.errors import IECLError
 from iecl_solo.registry import check_method, complete_objective
 from iecl_solo.solo.build import build_model
 from iecl_solo.solo.checkpoint import read_checkpoint
-from iecl_solo.solo.config import plain
+from iecl_solo.solo.config import parse_block, plain
 from iecl_solo.solo.data import evaluation_datasets, evaluation_loader, pretrain_loader
 from iecl_solo.solo.host import Host, find_host
 from iecl_solo.solo.settings import device_count, prepare_pretrain, require
@@ -106,6 +107,9 @@ def fit(
         )
     if OmegaConf.select(cfg, "wandb.enabled", default=False):
         keep.append(LearningRateMonitor("step"))
+    monitor = parse_block("monitor", MonitorConfig, cfg.get("monitor"))
+    if monitor.every_n_epochs:
+        keep.append(EntropyMonitor(host, monitor, run.folder / "monitor.csv"))
     bar = sys.stderr.isatty()
     if not bar:
         keep.append(EpochLine(cfg.name))
@@ -147,6 +151,7 @@ def pretrain(cfg: DictConfig) -> Run:
     host = find_host()
     cfg = prepare_pretrain(cfg, host)
     complete_objective(cfg)
+    parse_block("monitor", MonitorConfig, cfg.get("monitor"))
     build_model(OmegaConf.create(plain(cfg)), host)  # refused before a folder is
     run = Run(cfg)
     run.claim(host)

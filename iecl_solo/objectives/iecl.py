@@ -21,7 +21,8 @@ from iecl_solo.saib import SAIB
 
 PLACEMENTS = ("none", "query", "anchor", "both")
 COVARIANCES = ("diagonal", "full")
-REGULARIZERS = ("penalty", "parametrize")
+REGULARIZERS = ("penalty", "bilipschitz", "parametrize")
+NORMS = ("reshaped", "convolution")
 
 
 def _one_of(key: str, given: str, allowed: tuple[str, ...]) -> None:
@@ -42,7 +43,7 @@ class SAIBConfig:
     patch_size: int = 4
     expansion: int = 2
     depth: int = 1
-    activation: str = "gelu"
+    activation: str | None = None  # the variant's own: gelu, or tanh for convex
     positional_encoding: bool = True
     inner_skip: bool = True
     outer_skip: bool = True
@@ -62,14 +63,24 @@ class KLConfig:
 
 @dataclass
 class EntropyConfig:
-    """The estimator of H(Z') and its options (``null``: the estimator's own default)."""
+    """The estimator of H(Z') and its options (``null``: the estimator's own default).
+
+    See ``iecl_solo.entropy``: ``eps`` is of coding_rate, ``shrinkage`` of gaussian,
+    ``num_neighbors`` of knn, ``concentration`` of vmf_kde, ``alpha`` and ``bandwidth`` of renyi.
+    """
 
     estimator: str = "coding_rate"
     eps: float | None = None
     shrinkage: float | None = None
+    num_neighbors: int | None = None
+    concentration: float | None = None
+    alpha: float | None = None
+    bandwidth: float | None = None
 
     def __post_init__(self) -> None:
         _one_of("iecl.entropy.estimator", self.estimator, tuple(estimators.ESTIMATORS))
+        # an option of another estimator is refused now, not in the first step
+        estimators.estimate(self.estimator, torch.eye(8), **self.options())
 
     def options(self) -> dict[str, float]:
         """The options that were given, as keyword arguments of the estimator."""
@@ -83,9 +94,12 @@ class RegularizerConfig:
 
     mode: str = "penalty"
     power_iterations: int = 1
+    sigma_min_floor: float = 0.1
+    norm: str = "reshaped"
 
     def __post_init__(self) -> None:
         _one_of("iecl.regularizer.mode", self.mode, REGULARIZERS)
+        _one_of("iecl.regularizer.norm", self.norm, NORMS)
         _at_least("iecl.regularizer.power_iterations", self.power_iterations, 1)
 
 
@@ -166,9 +180,13 @@ class IECL(Objective):
         if config.placement != "none":
             self.saib = SAIB(image_size, **asdict(config.saib))
         self.regularizer: SpectralRegularizer | None = None
-        if config.eta > 0 and config.regularizer.mode == "penalty":
+        if config.eta > 0 and not self.parametrizes:
             self.regularizer = SpectralRegularizer(
-                network, power_iterations=config.regularizer.power_iterations
+                network,
+                **asdict(config.regularizer),
+                input_size=(3, image_size, image_size)
+                if config.regularizer.norm == "convolution"
+                else None,
             )
 
     @property
