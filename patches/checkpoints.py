@@ -7,7 +7,8 @@ import importlib
 import inspect
 import io
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,47 +106,54 @@ PLAIN_CHECKPOINTS = Patch(
 # --- buffers that are made when training starts ------------------------------------------------
 
 
+def _late_names() -> set[str]:
+    methods = importlib.import_module("solo.methods").METHODS.values()
+    made = r"register_buffer\(\s*[\"'](\w+)"
+    return {name for m in methods for name in re.findall(made, inspect.getsource(m.on_train_start))}
+
+
 def _buffers_are_made_late(_: Path) -> bool:
-    return any(
-        "register_buffer" in inspect.getsource(cls.on_train_start)
-        for cls in importlib.import_module("solo.methods").METHODS.values()
-    )
+    return bool(_late_names())
 
 
 def _keep_late_buffers() -> None:
-    import torch
-
-    base = _bases()[0]
+    names, base = _late_names(), _bases()[0]
     load, register = base.on_load_checkpoint, base.register_buffer
 
     @functools.wraps(load)
     def on_load_checkpoint(self: Any, checkpoint: dict[str, Any]) -> None:
         load(self, checkpoint)
+        state, empty = checkpoint["state_dict"], dict(_empty_buffers(self))
+        for key in state.keys() & empty.keys():
+            empty[key][key.rpartition(".")[2]] = state[key].clone()
         known = self.state_dict()
-        late = {k: v for k, v in checkpoint["state_dict"].items() if k not in known}
-        self._resumed_buffers = {k: v.clone() for k, v in late.items() if "." not in k}
-        for name, tensor in self._resumed_buffers.items():
+        self._resumed = {k: v.clone() for k, v in state.items() if k in names and k not in known}
+        for name, tensor in self._resumed.items():
             register(self, name, tensor)
 
     @functools.wraps(register)
-    def register_buffer(
-        self: Any, name: str, tensor: torch.Tensor | None, persistent: bool = True
-    ) -> None:
-        resumed = self.__dict__.get("_resumed_buffers", {}).pop(name, None)
-        if resumed is not None and tensor is not None:
-            tensor = resumed.to(tensor.device)
-        register(self, name, tensor, persistent)
+    def register_buffer(self: Any, name: str, tensor: Any, persistent: bool = True) -> None:
+        resumed = self.__dict__.get("_resumed", {}).pop(name, None)
+        register(self, name, tensor if resumed is None else resumed.to(tensor.device), persistent)
 
     base.on_load_checkpoint = on_load_checkpoint
     base.register_buffer = register_buffer
+
+
+def _empty_buffers(model: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name of every buffer that is None so far, with the dict that holds it."""
+    for path, module in model.named_modules():
+        for name, tensor in module._buffers.items():
+            if tensor is None:
+                yield f"{path}.{name}" if path else name, module._buffers
 
 
 RESUMED_BUFFERS = Patch(
     name="resumed-buffers",
     stage=Stage.AFTER_IMPORT,
     versions="1.0.2 and GitHub main, on any stack",
-    symptom="a run of deepclusterv2, or of swav with a queue, cannot be resumed: its checkpoint "
-    "holds buffers that the model has only once training has started",
+    symptom="a run of deepclusterv2, all4one, or swav with a queue cannot be resumed: its "
+    "checkpoint holds buffers that the model has only once it trains",
     remedy="they are loaded, and kept when training starts",
     present=_buffers_are_made_late,
     apply=_keep_late_buffers,
