@@ -11,6 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from iecl_solo.augment import FrozenSAIB
 from iecl_solo.errors import IECLError
 from iecl_solo.solo.host import Host
 
@@ -36,12 +37,23 @@ def _named_errors(dataset: Any) -> Any:
     return dataset
 
 
+def _with_saib(transform: Any, augmentation: DictConfig, i: int) -> Any:
+    """The host's pipeline of one crop, followed by a frozen SAIB where the YAML has ``saib:``."""
+    given = augmentation.get("saib")
+    if given is None:
+        return transform
+    unknown = sorted(set(given) - {"file", "prob"})
+    if unknown or "file" not in given:
+        raise IECLError(f"augmentations[{i}].saib: {unknown or 'no file'}; file and prob are known")
+    return transforms.Compose([transform, FrozenSAIB(given.file, given.get("prob", 0.5))])
+
+
 def _main_transform(cfg: DictConfig, host: Host) -> Any:
     data = host.import_module("data.pretrain_dataloader")
-    pipelines = [
-        data.NCropAugmentation(data.build_transform_pipeline(cfg.data.dataset, a), a.num_crops)
-        for a in cfg.augmentations
-    ]
+    pipelines = []
+    for i, a in enumerate(cfg.augmentations):
+        crop = _with_saib(data.build_transform_pipeline(cfg.data.dataset, a), a, i)
+        pipelines.append(data.NCropAugmentation(crop, a.num_crops))
     return data.FullTransformPipeline(pipelines)
 
 
@@ -69,7 +81,7 @@ def _kwargs_transform(cfg: DictConfig, host: Host) -> Any:
                 "mean": tuple(a.get("mean", IMAGENET_MEAN)),
                 "std": tuple(a.get("std", IMAGENET_STD)),
             }
-        built.append(data.prepare_transform(cfg.data.dataset, **kwargs))
+        built.append(_with_saib(data.prepare_transform(cfg.data.dataset, **kwargs), a, i))
         counts.append(a.num_crops)
     return data.prepare_n_crop_transform(built, num_crops_per_aug=counts)
 
