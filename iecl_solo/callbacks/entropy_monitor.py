@@ -19,6 +19,7 @@ from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.entropy import embed
 from iecl_solo.jacobian import delta_h_split, log_volume
 from iecl_solo.lipschitz import sigmas
+from iecl_solo.saib import save_saib
 from iecl_solo.solo.host import Host
 
 
@@ -124,6 +125,8 @@ def measure(
 class EntropyMonitor(Callback):
     """Logs ``measure`` of the epoch's first batch, to the run's loggers and to a CSV.
 
+    SAIB as it was then is kept beside the CSV, so that its views over training can be looked at.
+
     Args:
         host: the solo-learn in use.
         config: how often, and on how much.
@@ -153,6 +156,11 @@ class EntropyMonitor(Callback):
         values["monitor_seconds"] = time.perf_counter() - start
         module.log_dict({f"monitor_{k}": v for k, v in values.items()}, rank_zero_only=True)
         self._write({"epoch": trainer.current_epoch, **values})
+        saib = getattr(getattr(module, "iecl", None), "saib", None)
+        if saib is not None:
+            save_saib(
+                saib, self.path.parent / f"saib-epoch-{trainer.current_epoch:04d}.safetensors"
+            )
 
     def _write(self, row: dict[str, float]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

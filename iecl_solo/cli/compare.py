@@ -83,7 +83,11 @@ def evaluate(run: Run, protocol: EvaluationConfig) -> dict[str, Any]:
     linear = prepare_linear(linear_config(cfg, protocol.linear, str(run.checkpoint)), host)
     augmented, _ = evaluation_datasets(*data, image_size=size, augment=True)
     print(f"{cfg.name}  linear evaluation, {linear.max_epochs} epochs", flush=True)
-    arguments = trainer_arguments(linear) | {"logger": False, "enable_progress_bar": False}
+    arguments = trainer_arguments(linear) | {
+        "logger": False,
+        "enable_progress_bar": False,
+        "check_val_every_n_epoch": linear.max_epochs,  # only the last one counts
+    }
     top = linear_accuracy(linear, backbone, host, augmented, test, arguments)
     torch.manual_seed(cfg.seed)  # the same views for both
     entropy = query_entropy(load_method(pretrained, host), host, pretrain_loader(cfg, host))

@@ -21,6 +21,7 @@ HYDRA_COMMANDS = {
 #: Commands with plain arguments.
 PLAIN_COMMANDS = {
     "export": ("export", "write a checkpoint's backbone, or its SAIB, as safetensors"),
+    "inspect": ("inspect", "measure a finished run's entropies, and draw them"),
     "digits": ("digits", "write scikit-learn's digits as a folder of images"),
     "install-host": ("install_host", "install solo-learn, from the index, GitHub or a path"),
     "doctor": ("doctor", "say what is installed, what was patched and what is missing"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
@@ -10,7 +11,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from iecl_solo.saib import match_statistics
 
 # colour-blind safe, and told apart in grey
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -71,6 +74,90 @@ def plot_curves(runs: dict[str, pd.DataFrame], path: Path) -> None:
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     axes.flat[0].legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def plot_monitor(monitor: pd.DataFrame, metrics: pd.DataFrame, path: Path) -> None:
+    """Delta H and its parts, the entropies, and the host's loss over training (paper, figure 5)."""
+    panels = {
+        "Delta H of SAIB, nats per dimension": (
+            "delta_h",
+            "delta_h_isotropic",
+            "delta_h_anisotropic",
+        ),
+        "coding rate, nats": ("entropy_query", "entropy_anchor"),
+        "host loss": (),
+        "effective rank": ("effective_rank",),
+    }
+    names = {"delta_h": "all", "delta_h_isotropic": "scaling", "delta_h_anisotropic": "the rest"}
+    figure, axes = plt.subplots(1, 4, figsize=(16, 3.2), layout="constrained")
+    for axis, (title, columns) in zip(axes, panels.items(), strict=True):
+        for column, colour in zip(columns, _COLOURS, strict=False):
+            if column not in monitor:
+                continue
+            label = names.get(column, column.removeprefix("entropy_"))
+            axis.plot(monitor["epoch"] + 1, monitor[column], "o-", ms=3, color=colour, label=label)
+        if column := host_loss(metrics) if title == "host loss" else None:
+            values = metrics[column].dropna()
+            axis.plot(values.index + 1, values, color=_COLOURS[0])
+        if len(columns) > 1 and axis.lines:
+            axis.legend(frameon=False, fontsize=8)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("epoch", fontsize=9)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def plot_singular_values(spectrum: dict[str, tuple[float, float]], path: Path) -> None:
+    """Largest and smallest singular value of every layer, in the network's order."""
+    figure, axis = plt.subplots(figsize=(7, 0.22 * len(spectrum) + 1.2), layout="constrained")
+    rows = range(len(spectrum))
+    low = [max(smallest, 1e-6) for _, smallest in spectrum.values()]
+    high = [largest for largest, _ in spectrum.values()]
+    axis.hlines(rows, low, high, color="0.75", linewidth=2)
+    axis.plot(high, rows, "o", ms=4, color=_COLOURS[1], label="largest")
+    axis.plot(low, rows, "o", ms=4, color=_COLOURS[0], label="smallest")
+    axis.axvline(1, color="0.4", linewidth=0.8, linestyle="--")
+    axis.set_yticks(list(rows), list(spectrum), fontsize=7)
+    axis.invert_yaxis()
+    axis.set_xscale("log")
+    axis.set_xlabel("singular value of the kernel", fontsize=9)
+    axis.legend(frameon=False, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def plot_saib_over_training(
+    views: Tensor, saibs: Mapping[str, nn.Module], path: Path, columns: int = 8
+) -> None:
+    """The same views through SAIB as it was at several epochs (paper, figure 2).
+
+    Args:
+        views: (B, 3, H, W) as the host hands them on.
+        saibs: SAIB by the label of its row.
+        path: the PNG to write.
+        columns: how many views to show.
+    """
+    views = views[:columns].float().cpu()
+    low = views.amin(dim=(1, 2, 3), keepdim=True)
+    high = views.amax(dim=(1, 2, 3), keepdim=True) + 1e-6
+    rows = {"view": views}
+    with torch.no_grad():
+        rows |= {label: match_statistics(saib(views), views) for label, saib in saibs.items()}
+    count = len(views)
+    size = (1.2 * count + 1, 1.25 * len(rows) + 0.3)
+    figure, axes = plt.subplots(len(rows), count, figsize=size, squeeze=False, layout="constrained")
+    for row, (label, pictures) in zip(axes, rows.items(), strict=True):
+        for axis, picture in zip(row, _shown(pictures, low, high), strict=True):
+            axis.imshow(picture.numpy(), interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+        row[0].set_ylabel(label, fontsize=9)
+    figure.suptitle("each channel at the view's own mean and contrast", fontsize=9)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
