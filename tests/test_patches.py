@@ -528,6 +528,42 @@ def test_every_method_trains_and_its_checkpoint_is_plain(method: str, tmp_path: 
     assert len(loaded["optimizer_states"]) == len(loaded["lr_schedulers"]) == 1
 
 
+def test_the_linear_probe_trains_and_its_checkpoint_is_plain(tmp_path: Path) -> None:
+    probe = importlib.import_module("solo.methods.linear").LinearModel
+    backbone = TinyResNet()
+    backbone.fc = nn.Identity()
+    if _takes_cfg():
+        optimizer = {"name": "adamw", "batch_size": 8, "lr": 0.1, "weight_decay": 0.0}
+        cfg = {
+            "data": {"num_classes": 10},
+            "max_epochs": 1,
+            "optimizer": optimizer | {"kwargs": {"betas": [0.9, 0.99]}},
+            "scheduler": {"name": "warmup_cosine", "interval": "epoch", "warmup_start_lr": 0.01},
+        }
+        model = probe(backbone, OmegaConf.create(cfg))
+    else:
+        model = probe(
+            backbone,
+            num_classes=10,
+            max_epochs=1,
+            batch_size=8,
+            optimizer="sgd",
+            lars=True,
+            lr=0.1,
+            weight_decay=0.0,
+            exclude_bias_n_norm=True,
+            extra_optimizer_args={"momentum": 0.9},
+            scheduler="cosine",
+        )
+    before, fitted = model.classifier.weight.detach().clone(), trainer(num_sanity_val_steps=1)
+    fitted.fit(model, val_loader(), val_loader())
+    assert not torch.equal(model.classifier.weight, before)
+    assert torch.isfinite(fitted.callback_metrics["val_loss"])
+    fitted.save_checkpoint(tmp_path / "probe.ckpt")
+    state = torch.load(tmp_path / "probe.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(state["classifier.weight"], model.classifier.weight)
+
+
 # --- resuming ----------------------------------------------------------------------------------
 
 
