@@ -110,9 +110,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
                 *("--config-name", "pretrain/digits/iecl_simclr"),
                 *CPU,
                 *("data.train_path=train", "data.val_path=train"),
-                *("backbone.name=resnet18", "backbone.kwargs={}"),
+                *("backbone.name=resnet18", "~backbone.kwargs.channels"),
                 *("optimizer.batch_size=6", "max_epochs=1"),
-                "+knn_eval.enabled=true",
+                "++knn_eval.enabled=true",
             ],
             work,
         )
@@ -138,9 +138,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
                 f"data.train_path={data}",
                 f"data.val_path={data}",
                 f"pretrained_feature_extractor='{pretrained}'",
-                *("backbone.name=resnet18", "~backbone.kwargs"),
+                *("backbone.name=resnet18", "~backbone.kwargs.channels"),
                 *("optimizer.batch_size=6", "max_epochs=1"),
-                "++pretrain_method=iecl_simclr",
+                "pretrain_method=iecl_simclr",
             ],
             tmp_path,
         )

@@ -98,8 +98,9 @@ def plot_monitor(monitor: pd.DataFrame, metrics: pd.DataFrame, path: Path) -> No
                 continue
             label = names.get(column, column.removeprefix("entropy_"))
             axis.plot(monitor["epoch"] + 1, monitor[column], "o-", ms=3, color=colour, label=label)
-        if column := host_loss(metrics) if title == "host loss" else None:
-            values = metrics[column].dropna()
+        loss = host_loss(metrics) if title == "host loss" else None
+        if loss is not None:
+            values = metrics[loss].dropna()
             axis.plot(values.index + 1, values, color=_COLOURS[0])
         if len(columns) > 1 and axis.lines:
             axis.legend(frameon=False, fontsize=8)
