@@ -46,6 +46,7 @@ def small_network(dtype: torch.dtype = torch.float64) -> nn.Module:
     with torch.no_grad():
         for _, layer in spectral_layers(network):
             layer.weight.mul_(2.5)  # some above one, some below
+        network[2].weight[3] /= 20  # one weak filter among eight
     return network.to(dtype)
 
 
@@ -196,12 +197,12 @@ def test_bilipschitz_training_raises_the_floor() -> None:
     assert sigmas(network)["8.weight"][1] < 1e-5
     regularizer = SpectralRegularizer(network, "bilipschitz", sigma_min_floor=0.3)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.2)
-    for _ in range(300):
+    for _ in range(200):
         optimizer.zero_grad()
         regularizer(network).backward()
         optimizer.step()
     for name, (largest, smallest) in sigmas(network).items():
-        assert largest < 1.05 and smallest > 0.27, name
+        assert largest < 1.1 and smallest > 0.27, name
 
 
 def test_a_zero_weight_can_come_back() -> None:
@@ -273,7 +274,7 @@ def test_vectors_move_in_training_only(options: dict) -> None:
 
 def test_two_calls_before_one_backward() -> None:
     network = small_network()
-    regularizer = SpectralRegularizer(network, power_iterations=CONVERGED)
+    regularizer = SpectralRegularizer(network, power_iterations=300)
     single = gradients(regularizer(network), network)
     double = gradients(regularizer(network) + regularizer(network), network)
     for name in single:
