@@ -1,0 +1,159 @@
+"""``iecl-solo doctor``: what is here, what was mended, and the command for what is missing."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import importlib.util
+import platform
+import textwrap
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from iecl_solo.errors import HostNotFound, IECLError
+
+#: Distribution: the module that must be importable for training.
+REQUIRED = {
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "lightning": "lightning",
+    "timm": "timm",
+    "torchmetrics": "torchmetrics",
+    "hydra-core": "hydra",
+    "einops": "einops",
+}
+
+#: Extra of this package: the modules it brings, and what they are for.
+OPTIONAL = {
+    "wandb": (("wandb",), "logging to Weights & Biases"),
+    "tensorboard": (("tensorboard",), "logging to TensorBoard"),
+    "umap": (("umap", "seaborn"), "UMAP pictures"),
+}
+
+
+@dataclass
+class Diagnosis:
+    """What the doctor found.
+
+    Attributes:
+        facts: (what, value), in the order in which they are told.
+        mended: (patch, why it was applied).
+        problems: (what keeps training from starting, command that mends it).
+        hints: (what is missing and not needed, command that brings it).
+    """
+
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    mended: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    hints: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def ready(self) -> bool:
+        """Whether training can start."""
+        return not self.problems
+
+
+def _missing(*modules: str) -> bool:
+    specs = [importlib.util.find_spec(module) for module in modules]
+    # a mere folder of that name has no origin: W&B leaves one called wandb where it ran
+    return any(spec is None or spec.origin is None for spec in specs)
+
+
+def _look_at_versions(found: Diagnosis) -> None:
+    found.facts.append(("python", platform.python_version()))
+    missing = [distribution for distribution, module in REQUIRED.items() if _missing(module)]
+    for distribution in REQUIRED:
+        version = "-" if distribution in missing else importlib.metadata.version(distribution)
+        found.facts.append((distribution, version))
+    if missing:
+        what = f"{', '.join(missing)}: not installed"
+        found.problems.append((what, f"pip install {' '.join(missing)}"))
+
+
+def _look_at_torch(found: Diagnosis) -> None:
+    """Whether torchvision was built for this torch, and the devices."""
+    try:
+        importlib.import_module("torchvision")
+    except Exception as error:  # a mismatch shows as one of several errors
+        reason = str(error).strip().splitlines()[-1]
+        problem = f"torchvision does not fit torch ({reason})"
+        found.problems.append((problem, "pip install --upgrade torch torchvision"))
+    found.facts.append(("devices", ", ".join(_devices())))
+
+
+def _devices() -> Iterator[str]:
+    import torch
+
+    for i in range(torch.cuda.device_count()):
+        yield f"cuda:{i} {torch.cuda.get_device_name(i)}"
+    if torch.backends.mps.is_available():
+        yield "mps"
+    yield f"cpu ({torch.get_num_threads()} threads)"
+
+
+def _look_at_host(found: Diagnosis) -> None:
+    from iecl_solo import patches
+    from iecl_solo.solo import host
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            here = host.find_host()
+    except HostNotFound:
+        found.problems.append(("solo-learn: not installed", "iecl-solo install-host"))
+    except IECLError as error:
+        found.problems.append((str(error), "unset SOLO_LEARN"))
+    except Exception as error:  # whatever stops its import is the answer
+        lacks = getattr(error, "name", None)
+        reason = str(error).strip().splitlines()[-1]
+        command = f"pip install {lacks}" if lacks else "iecl-solo install-host"
+        found.problems.append((f"solo-learn does not import ({reason})", command))
+    else:
+        found.facts.append(("host", f"{here.describe()} in {here.path}"))
+        found.mended += patches.applied()
+
+
+def _look_at_extras(found: Diagnosis) -> None:
+    for extra, (modules, purpose) in OPTIONAL.items():
+        if _missing(*modules):
+            hint = f"{' or '.join(modules)} is missing: no {purpose}"
+            found.hints.append((hint, f"pip install 'iecl-solo[{extra}]'"))
+
+
+def diagnose() -> Diagnosis:
+    """Look at everything; imports torch and the host if they are there."""
+    found = Diagnosis()
+    _look_at_versions(found)
+    if not _missing("torch", "torchvision"):
+        _look_at_torch(found)
+    _look_at_host(found)
+    _look_at_extras(found)
+    return found
+
+
+def _lines(found: Diagnosis) -> Iterator[str]:
+    width = max(len(what) for what, _ in found.facts) + 2
+    for what, value in found.facts:
+        yield f"{what:<{width}}{value}"
+    if found.mended:
+        yield "\nmended in solo-learn:"
+        for name, why in found.mended:
+            yield textwrap.fill(f"{name}: {why}", 96, initial_indent="  ", subsequent_indent="    ")
+    for title, missing in (("optional:", found.hints), ("in the way:", found.problems)):
+        if missing:
+            yield f"\n{title}"
+            yield from (f"  {what}\n    -> {command}" for what, command in missing)
+    yield "\nready to train" if found.ready else "\nnot ready to train"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """It takes none."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the diagnosis; 0 if training can start, else 1."""
+    found = diagnose()
+    print("\n".join(_lines(found)))
+    return 0 if found.ready else 1
