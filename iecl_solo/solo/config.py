@@ -62,6 +62,9 @@ def parse_block(name: str, config_class: type[Any], block: Mapping[str, Any] | N
     given = {} if block is None else plain(block)
     if not isinstance(given, Mapping):
         raise IECLError(f"{name}: {given!r} is not a block of keys")
+    for f in fields(config_class):
+        if is_dataclass(f.default_factory) and not isinstance(given.get(f.name, {}), Mapping):
+            raise IECLError(f"{name}.{f.name}: {given[f.name]!r} is not a block of keys")
     as_fields = {_TO_FIELD.get(str(k), str(k)): v for k, v in given.items()}
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config_class), as_fields))
