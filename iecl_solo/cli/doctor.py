@@ -77,7 +77,7 @@ def _look_at_torch(found: Diagnosis) -> None:
     try:
         importlib.import_module("torchvision")
     except Exception as error:  # a mismatch shows as one of several errors
-        reason = str(error).strip().splitlines()[-1]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         problem = f"torchvision does not fit torch ({reason})"
         found.problems.append((problem, "pip install --upgrade torch torchvision"))
     found.facts.append(("devices", ", ".join(_devices())))
@@ -107,7 +107,7 @@ def _look_at_host(found: Diagnosis) -> None:
         found.problems.append((str(error), "unset SOLO_LEARN"))
     except Exception as error:  # whatever stops its import is the answer
         lacks = getattr(error, "name", None)
-        reason = str(error).strip().splitlines()[-1]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         command = f"pip install {lacks}" if lacks else "iecl-solo install-host"
         found.problems.append((f"solo-learn does not import ({reason})", command))
     else:
