@@ -12,6 +12,7 @@ from pathlib import Path
 
 from iecl_solo.patches.checkpoints import PLAIN_CHECKPOINTS, RESUMED_BUFFERS
 from iecl_solo.patches.configuration import DEVICE_COUNT
+from iecl_solo.patches.few_classes import FEW_CLASSES
 from iecl_solo.patches.imports import DISTUTILS, ONE_LIGHTNING, SCHEDULE
 from iecl_solo.patches.lightning2 import (
     CLIP_GRADIENTS,
@@ -42,6 +43,7 @@ PATCHES = [
     WHITENING,
     LARS_CLOSURE,
     KNN_METRIC,
+    FEW_CLASSES,
     PLAIN_CHECKPOINTS,
     RESUMED_BUFFERS,
     MOMENTUM_RATE,

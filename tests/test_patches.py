@@ -340,6 +340,14 @@ class _OneWeight(LightningModule):
         return self.lars.LARS([self.weight], lr=1.0, weight_decay=0.5, eta=0.1)
 
 
+def try_two_classes() -> None:
+    """What linear evaluation asks in every step, of data of two classes."""
+    linear = importlib.import_module("solo.methods.linear")
+    logits, labels = torch.eye(2), torch.tensor([0, 0])
+    first, fifth = linear.accuracy_at_k(logits, labels, top_k=(1, 5))
+    assert (float(first), float(fifth)) == (50.0, 100.0)
+
+
 def _after_one_step(lars: Any) -> float:
     model = _OneWeight(lars)
     trainer(max_steps=1).fit(model, DataLoader([0], batch_size=None))  # type: ignore[arg-type]
@@ -366,6 +374,7 @@ FAULTS: dict[str, tuple[Callable[[], None], str, bool, bool]] = {
     "whitening": (try_wmse, "cholesky", True, False),
     "lars-closure": (try_lars, "the weight is 0.0", True, False),
     "knn-metric": (try_knn, "compute_on_step", True, True),
+    "few-classes": (try_two_classes, "out of range", True, True),
     "plain-checkpoints": (try_checkpoint, "functools.partial", True, True),
     "resumed-buffers": (try_resuming, "Unexpected key(s)", True, True),
     "momentum-rate": (try_momentum_rate, "went on at 0.9,", True, True),

@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from iecl_solo.saib import match_statistics
@@ -69,6 +70,7 @@ def plot_curves(runs: dict[str, pd.DataFrame], path: Path) -> None:
             fontsize=10,
         )
         axis.set_xlabel("epoch", fontsize=9)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes.flat[len(panels) :]:
@@ -106,6 +108,7 @@ def plot_monitor(monitor: pd.DataFrame, metrics: pd.DataFrame, path: Path) -> No
             axis.legend(frameon=False, fontsize=8)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("epoch", fontsize=9)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
