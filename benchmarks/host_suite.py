@@ -34,9 +34,13 @@ LACKS = {
     r"No module named 'nvidia": "needs NVIDIA DALI",
 }
 
-#: Tests of 1.0.2 that cannot pass on today's stack whatever is done to the host.
+#: Tests of 1.0.2 that are wrong on today's stack themselves: they look for the last epoch's file
+#: by trainer.current_epoch, which since Lightning 1.6 is one more than that after training. The
+#: files are there.
+_EPOCH = "looks for a file of the epoch after the last"
 OWN_FAULTS = {
-    "tests.utils.test_checkpointer::test_checkpointer": "asks for Lightning 1's checkpoint keys",
+    "tests.utils.test_checkpointer::test_checkpointer": _EPOCH,
+    "tests.utils.test_auto_umap::test_auto_umap": _EPOCH,
 }
 
 
