@@ -35,6 +35,13 @@ def device_count(devices: Any, accelerator: str) -> int:
     return max(1, torch.cuda.device_count()) if accelerator in ("gpu", "cuda", "auto") else 1
 
 
+def _runs_on_cpus(accelerator: str) -> bool:
+    import torch
+
+    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return accelerator == "cpu" or (accelerator == "auto" and not accelerated)
+
+
 def _modules() -> list[Any]:
     if importlib.util.find_spec("solo.args.pretrain") is None:
         return []
@@ -56,7 +63,7 @@ def _count_any_devices() -> None:
                 cfg = parse_cfg(cfg)
             finally:
                 # Lightning takes no list of CPUs
-                cfg.devices = count if accelerator == "cpu" else devices
+                cfg.devices = count if _runs_on_cpus(accelerator) else devices
             return cfg
 
         return parse

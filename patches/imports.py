@@ -40,11 +40,8 @@ def _offer(name: str, **attributes: object) -> None:
 def _lightning_is_another(solo_dir: Path) -> bool:
     if not _imports(solo_dir, _OLD_LIGHTNING):
         return False
-    try:
-        old = importlib.import_module(_OLD_LIGHTNING)
-    except Exception:  # an old one may fail in any way beside today's torch
-        return True
-    return old.LightningModule is not importlib.import_module(_LIGHTNING).LightningModule
+    # a package of that name has classes of its own, though they are lightning.pytorch's copies
+    return sys.modules.get(_OLD_LIGHTNING) is not importlib.import_module(_LIGHTNING)
 
 
 def _alias_lightning() -> None:

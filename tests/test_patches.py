@@ -299,13 +299,15 @@ def try_devices() -> None:
         return
     for module in ("solo.args.pretrain", "solo.args.linear"):
         parse_cfg = importlib.import_module(module).parse_cfg
-        parsed = parse_cfg(_cfg_for_two_gpus(2, "gpu"))
+        parsed = parse_cfg(_cfg_for_devices(2, "gpu"))
         assert parsed.devices == 2 and parsed.optimizer.lr == pytest.approx(0.5)
-        assert trainer(devices=parse_cfg(_cfg_for_two_gpus([0], "cpu")).devices).num_devices == 1
-        assert parse_cfg(_cfg_for_two_gpus([0, 3], "gpu")).devices == [0, 3]
+        for accelerator in ("cpu", "cpu" if torch.cuda.is_available() else "auto"):
+            on_cpu = parse_cfg(_cfg_for_devices([0], accelerator))
+            assert trainer(devices=on_cpu.devices, accelerator=accelerator).num_devices == 1
+        assert parse_cfg(_cfg_for_devices([0, 3], "gpu")).devices == [0, 3]
 
 
-def _cfg_for_two_gpus(devices: Any, accelerator: str) -> Any:
+def _cfg_for_devices(devices: Any, accelerator: str) -> Any:
     cfg = {
         "name": "test",
         "method": "simclr",
