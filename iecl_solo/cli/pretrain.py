@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,6 @@ from iecl_solo.callbacks.entropy_monitor import EntropyMonitor, MonitorConfig
 from iecl_solo.callbacks.epoch_line import EpochLine
 from iecl_solo.callbacks.seed import EpochSeed
 from iecl_solo.cli.runs import Run, versions
-from iecl_solo.errors import IECLError
 from iecl_solo.registry import check_method, complete_objective
 from iecl_solo.solo.build import build_model
 from iecl_solo.solo.checkpoint import read_checkpoint
@@ -68,6 +69,18 @@ def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
         kwargs["strategy"] = "auto"
         kwargs.pop("sync_batchnorm", None)
     return kwargs
+
+
+@contextmanager
+def _interruptible(trainer: Trainer) -> Iterator[None]:
+    """Ctrl-C stays a KeyboardInterrupt; Lightning exits or returns, by version."""
+    try:
+        yield
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+    if trainer.interrupted:
+        raise KeyboardInterrupt
 
 
 def fit(
@@ -128,9 +141,8 @@ def fit(
             "enable_model_summary": False,
         },
     )
-    trainer.fit(model, train, val, ckpt_path=resume)
-    if trainer.interrupted:
-        raise IECLError(f"interrupted; run the same command again to go on from {run.folder}")
+    with _interruptible(trainer):
+        trainer.fit(model, train, val, ckpt_path=resume)
     return model, trainer
 
 

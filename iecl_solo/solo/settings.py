@@ -17,7 +17,13 @@ from iecl_solo.solo.host import Host
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "stl10": 10, "imagenet": 1000, "imagenet100": 100}
 DATASETS = (*NUM_CLASSES, "custom")
 FOLDER_DATASETS = ("imagenet", "imagenet100", "custom")
-OPTIMIZERS = ("sgd", "lars", "adam", "adamw")
+#: Optimisers of the hosts, and the ``optimizer.kwargs`` each one takes.
+OPTIMIZERS = {
+    "sgd": ("momentum", "dampening", "nesterov"),
+    "lars": ("momentum", "dampening", "nesterov", "eta", "eps", "clip_lr", "exclude_bias_n_norm"),
+    "adam": ("betas", "eps", "amsgrad"),
+    "adamw": ("betas", "eps", "amsgrad"),
+}
 SCHEDULERS = ("warmup_cosine", "step", "none")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -55,6 +61,17 @@ def check_one_of(key: str, given: Any, allowed: Any) -> None:
     """One line, with the nearest valid name, if ``given`` is not allowed."""
     if given not in allowed:
         raise IECLError(f"{key}: {unknown_name('value', given, allowed)}")
+
+
+def check_optimizer(cfg: DictConfig) -> None:
+    """The optimiser is known, its numbers are numbers and its options its own."""
+    check_one_of("optimizer.name", cfg.optimizer.name, OPTIMIZERS)
+    check_number(cfg, "optimizer.lr")
+    check_number(cfg, "optimizer.weight_decay")
+    for option in cfg.optimizer.get("kwargs") or ():
+        check_one_of(
+            f"optimizer.kwargs of {cfg.optimizer.name}", option, OPTIMIZERS[cfg.optimizer.name]
+        )
 
 
 def check_positive_int(cfg: DictConfig, key: str, minimum: int = 1) -> None:
@@ -155,10 +172,8 @@ def prepare_pretrain(cfg: DictConfig, host: Host) -> DictConfig:
     require(cfg, _REQUIRED)
     if cfg.backbone.name not in host.backbones:
         raise unknown_name("backbone", cfg.backbone.name, host.backbones)
-    check_one_of("optimizer.name", cfg.optimizer.name, OPTIMIZERS)
+    check_optimizer(cfg)
     check_one_of("scheduler.name", cfg.scheduler.name, SCHEDULERS)
-    for key in ("optimizer.lr", "optimizer.weight_decay"):
-        check_number(cfg, key)
     check_positive_int(cfg, "max_epochs")
     if not isinstance(cfg.get("augmentations"), ListConfig) or not cfg.augmentations:
         raise IECLError("augmentations: a list of at least one pipeline is needed")
@@ -238,9 +253,8 @@ def prepare_linear(cfg: DictConfig, host: Host) -> DictConfig:
     require(cfg, ["pretrained_feature_extractor", "data.val_path", *_REQUIRED[1:]])
     if cfg.backbone.name not in host.backbones:
         raise unknown_name("backbone", cfg.backbone.name, host.backbones)
-    check_one_of("optimizer.name", cfg.optimizer.name, OPTIMIZERS)
+    check_optimizer(cfg)
     check_positive_int(cfg, "max_epochs")
-    check_number(cfg, "optimizer.lr")
     check_data(cfg, full_batches=False)
     cfg.name = cfg.get("name") or f"linear-{cfg.data.dataset}"
     with host_refusals("linear evaluation"):
