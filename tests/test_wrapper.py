@@ -30,6 +30,8 @@ from iecl_solo.solo.wrapper import REFUSED, with_objective
 TWINS = sorted(m for m in added_methods() if m.startswith("iecl_"))
 NAMED = [m for m in ("simclr", "mocov2plus", "byol", "simsiam", "mocov3") if m in HOST.methods]
 NO_MOMENTUM = "simclr"
+#: A SAIB that begins as x -> 2x: what has been through it can be told at once.
+DOUBLING = {"saib": {"outer_skip": True}}
 
 
 def test_every_method_of_the_host_has_a_twin_or_a_reason():
@@ -96,7 +98,7 @@ def test_views_go_where_the_paper_sends_them(method: str, images: Path):
     [("none", []), ("query", [1]), ("anchor", [0]), ("both", [0, 1])],
 )
 def test_placement_is_the_papers_figure_3(placement: str, changed: list[int], images: Path):
-    model = build("iecl_simclr", images, iecl={"placement": placement})
+    model = build("iecl_simclr", images, iecl={"placement": placement, **DOUBLING})
     x = torch.randn(2, 3, 32, 32)
     got = [v for v in (0, 1) if not torch.equal(model.iecl.transform(x, v, "online"), x)]
     assert got == changed
@@ -147,7 +149,8 @@ def test_multicrop_leaves_small_crops_alone(images: Path):
         {"crop_size": 32, "num_crops": 2},
         {"crop_size": 16, "num_crops": 2},
     ]
-    both = build("iecl_simclr", images, augmentations=[dict(model_crop(c)) for c in crops])
+    crops = [model_crop(c) for c in crops]
+    both = build("iecl_simclr", images, augmentations=crops, iecl=DOUBLING)
     seen: list[torch.Tensor] = []
     online(both).register_forward_pre_hook(lambda _, a: seen.append(a[0].detach().clone()))
     items = batches(1, sizes=[32, 32, 16, 16])

@@ -9,8 +9,16 @@ from __future__ import annotations
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
 
+def seed_epoch(seed: int, epoch: int) -> None:
+    """Seed Python, NumPy and torch for an epoch; a prime step keeps neighbouring seeds apart."""
+    seed_everything((seed + 1_000_003 * epoch) % 2**32, workers=True, verbose=False)
+
+
 class EpochSeed(Callback):
-    """Seeds Python, NumPy and torch at the start of every training epoch.
+    """Seeds every training epoch but the first of this ``fit``.
+
+    Lightning opens the first epoch's loader before any hook is called, so that one has to be
+    seeded, by ``seed_epoch``, right before ``trainer.fit``.
 
     Args:
         seed: the run's seed.
@@ -18,9 +26,9 @@ class EpochSeed(Callback):
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
+        self._first = True
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        # a prime step keeps neighbouring seeds' epochs apart
-        seed_everything(
-            (self.seed + 1_000_003 * trainer.current_epoch) % 2**32, workers=True, verbose=False
-        )
+        if not self._first:
+            seed_epoch(self.seed, trainer.current_epoch)
+        self._first = False

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from iecl_solo.callbacks.cost import CostMonitor
 from iecl_solo.callbacks.entropy_monitor import EntropyMonitor, MonitorConfig
 from iecl_solo.callbacks.epoch_line import EpochLine
-from iecl_solo.callbacks.seed import EpochSeed
+from iecl_solo.callbacks.seed import EpochSeed, seed_epoch
 from iecl_solo.cli.runs import Run, versions
 from iecl_solo.registry import check_method, complete_objective
 from iecl_solo.solo.build import build_model
@@ -129,8 +129,9 @@ def fit(
     resume: str | None = cfg.get("resume_from_checkpoint")
     if resume is None and run.checkpoint.is_file():
         resume = str(run.checkpoint)
-    if resume is not None:
-        read_checkpoint(resume)  # a truncated file is refused in one line, before any work
+    first_epoch = 0
+    if resume is not None:  # a truncated file is refused in one line, before any work
+        first_epoch = int(read_checkpoint(resume).get("epoch", -1)) + 1
     trainer = Trainer(
         **trainer_arguments(cfg)
         | {
@@ -141,6 +142,7 @@ def fit(
             "enable_model_summary": False,
         },
     )
+    seed_epoch(cfg.seed, first_epoch)
     with _interruptible(trainer):
         trainer.fit(model, train, val, ckpt_path=resume)
     return model, trainer

@@ -37,7 +37,11 @@ def _at_least(key: str, given: float, minimum: float) -> None:
 
 @dataclass
 class SAIBConfig:
-    """Options of the transform g_phi; see ``iecl_solo.saib.SAIB`` for what each one does."""
+    """Options of the transform g_phi; see ``iecl_solo.saib.SAIB`` for what each one does.
+
+    ``outer_skip`` is off by default (ours): with it SAIB begins as x -> 2x, whose statistics batch
+    norm then mixes with the raw view's, and evaluation, which sees raw views alone, suffers for it.
+    """
 
     variant: str = "paper"
     patch_size: int = 4
@@ -46,7 +50,7 @@ class SAIBConfig:
     activation: str | None = None  # the variant's own: gelu, or tanh for convex
     positional_encoding: bool = True
     inner_skip: bool = True
-    outer_skip: bool = True
+    outer_skip: bool = False
     match_statistics: bool = False
 
 
