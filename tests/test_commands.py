@@ -155,6 +155,8 @@ def test_interrupted_by_hand_says_so_and_goes_on(images: Path, tmp_path: Path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a job in the background is started deaf to Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 240
     while not list(tmp_path.rglob("*.ckpt")) and time.monotonic() < deadline:
