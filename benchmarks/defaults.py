@@ -51,7 +51,7 @@ SETTINGS: dict[str, dict | None] = {
 
 
 def subset(images: Path, out: Path, train: int, held_out: int) -> None:
-    """Copy the first images of each class to ``out/train`` and the next ones to ``out/held_out``."""
+    """Copy each class's first images to ``out/train``, the next ones to ``out/held_out``."""
     for folder in sorted(p for p in images.iterdir() if p.is_dir()):
         files = sorted(folder.iterdir())
         for name, chosen in (
@@ -114,13 +114,13 @@ def main() -> None:
                 image_size=32,
             )
             backbone = load_backbone(pretrained, host)
-            train, test = (
-                extract_features(backbone, evaluation_loader(s, 256, 0)) for s in sets
-            )
+            train, test = (extract_features(backbone, evaluation_loader(s, 256, 0)) for s in sets)
             accuracy, _ = knn_accuracy(host, train, test)
             rows.append({"setting": setting, "seed": seed, "k-NN %": accuracy})
             print(json.dumps(rows[-1]), flush=True)
-    frame = pd.DataFrame(rows).pivot_table(index="setting", values="k-NN %", aggfunc=["mean", "std"])
+    frame = pd.DataFrame(rows).pivot_table(
+        index="setting", values="k-NN %", aggfunc=["mean", "std"]
+    )
     frame = frame.reindex(args.settings)
     frame.to_csv(args.out / "defaults.csv")
     print(frame.to_string(float_format="%.2f"))
