@@ -54,7 +54,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 TRAIN = [
     *("pretrain", "--config-name", "digits/iecl_simclr"),
     *("data.train_path=good", "data.val_path=null", "data.num_workers=0", "precision=32-true"),
-    *("backbone.name=timm/test_resnet", "~backbone.kwargs.channels", "accelerator=cpu"),
+    *("backbone.name=timm/test_resnet", "~backbone.kwargs", "accelerator=cpu"),
     "devices=1",
     *("optimizer.batch_size=4", "max_epochs=1", "checkpoint.dir=new"),
 ]

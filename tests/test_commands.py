@@ -33,7 +33,7 @@ def small(images: Path, to: Path, *more: str) -> list[str]:
     return [
         *("--config-name", "digits/iecl_simclr", "accelerator=cpu", "devices=1"),
         *(f"data.train_path={images}", f"data.val_path={images}", "optimizer.batch_size=8"),
-        *("backbone.name=timm/test_resnet", "~backbone.kwargs.channels", "max_epochs=2"),
+        *("backbone.name=timm/test_resnet", "~backbone.kwargs", "max_epochs=2"),
         *(f"checkpoint.dir={to}", "monitor.every_n_epochs=1", "monitor.images=8"),
         *("monitor.delta_h_images=1", "monitor.steps=4", *more),
     ]
@@ -94,7 +94,7 @@ def test_linear_and_knn_of_a_run(compared: Path, images: Path, capsys):
     linear = [
         *("linear", "--config-name", "digits", f"pretrained_feature_extractor={run}"),
         *(f"data.train_path={images}", f"data.val_path={images}", "max_epochs=1"),
-        *("backbone.name=timm/test_resnet", "~backbone.kwargs.channels", "name=probe"),
+        *("backbone.name=timm/test_resnet", "~backbone.kwargs", "name=probe"),
     ]
     assert main(linear) == 0
     result = json.loads((run / "probe.json").read_text())
