@@ -176,7 +176,7 @@ def test_every_logger_by_configuration(images: Path, tmp_path: Path, monkeypatch
     arguments = small(
         images,
         tmp_path / "runs",
-        *("max_epochs=1", "tensorboard.enabled=true"),
+        *("max_epochs=1", "+log_every_n_steps=1", "tensorboard.enabled=true"),
         *("wandb.enabled=true", "wandb.offline=true"),
     )
     assert main(["pretrain", *arguments]) == 0

@@ -7,6 +7,7 @@ arXiv 2603.12594. ``L_host`` is the host method's own loss and is not touched he
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,8 +40,9 @@ def _at_least(key: str, given: float, minimum: float) -> None:
 class SAIBConfig:
     """Options of the transform g_phi; see ``iecl_solo.saib.SAIB`` for what each one does.
 
-    ``outer_skip`` is off by default (ours): with it SAIB begins as x -> 2x, whose statistics batch
-    norm then mixes with the raw view's, and evaluation, which sees raw views alone, suffers for it.
+    ``outer_skip: null`` is off where there is one (ours, see docs/defaults.md): with it the paper's
+    variant begins as x -> 2x, and batch norm's statistics, which evaluation applies to raw views
+    alone, are those of a mixture.
     """
 
     variant: str = "paper"
@@ -50,8 +52,17 @@ class SAIBConfig:
     activation: str | None = None  # the variant's own: gelu, or tanh for convex
     positional_encoding: bool = True
     inner_skip: bool = True
-    outer_skip: bool = False
+    outer_skip: bool | None = None
     match_statistics: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of ``SAIB``."""
+        given = asdict(self)
+        if self.outer_skip is None:
+            del given["outer_skip"]
+            if self.variant == "paper":
+                given["outer_skip"] = False
+        return given
 
 
 @dataclass
@@ -182,7 +193,7 @@ class IECL(Objective):
         self.views = views
         self.saib: SAIB | None = None
         if config.placement != "none":
-            self.saib = SAIB(image_size, **asdict(config.saib))
+            self.saib = SAIB(image_size, **config.saib.options())
         self.regularizer: SpectralRegularizer | None = None
         if config.eta > 0 and not self.parametrizes:
             self.regularizer = SpectralRegularizer(
