@@ -41,8 +41,7 @@ class SAIBConfig:
     """Options of the transform g_phi; see ``iecl_solo.saib.SAIB`` for what each one does.
 
     ``outer_skip: null`` is off where there is one (ours, see docs/defaults.md): with it the paper's
-    variant begins as x -> 2x, and batch norm's statistics, which evaluation applies to raw views
-    alone, are those of a mixture.
+    variant begins as x -> 2x, which is no new view.
     """
 
     variant: str = "paper"
