@@ -311,7 +311,7 @@ def plain_weights(module: nn.Module) -> dict[str, Tensor]:
     >>> list(plain_weights(parametrize_spectral(nn.Sequential(nn.Linear(4, 3)))))
     ['0.weight']
     """
-    with _evaluating(module):
+    with evaluating(module):
         return {
             f"{prefix}{attribute}": getattr(layer, attribute).detach()
             for prefix, layer, attribute in _parametrized(module)
@@ -462,7 +462,7 @@ def _weights(module: nn.Module) -> list[tuple[str, nn.Module, Tensor]]:
     """(name of the weight, its layer, the weight) for each spectral layer."""
     found = []
     # evaluation: to read a parametrised weight while training is to move its power iteration
-    with _evaluating(module):
+    with evaluating(module):
         for name, layer in spectral_layers(module):
             attention = isinstance(layer, nn.MultiheadAttention)
             for attribute in _ATTENTION_WEIGHTS if attention else ("weight",):
@@ -478,7 +478,7 @@ def _is_spatial(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode, and afterwards each submodule's own mode again."""
     modes = {child: child.training for child in module.modules()}
     module.eval()
@@ -513,7 +513,7 @@ def _trace(backbone: nn.Module, input_size: tuple[int, int, int]) -> dict[str, _
             handles.append(layer.register_forward_pre_hook(before_norm))
     image = next(backbone.parameters()).new_zeros(1, *input_size)
     try:
-        with _evaluating(backbone):
+        with evaluating(backbone):
             # forward itself: a host may have hooked the backbone to transform a view
             backbone.forward(image)
     finally:

@@ -27,7 +27,7 @@ def register() -> None:
     if _registered:
         return
     host = find_host()
-    register_backbones(host)
+    register_backbones(host, [objective.name for objective in OBJECTIVES])
     for name, host_class in list(host.methods.items()):
         if host_class.__name__ in REFUSED:
             continue

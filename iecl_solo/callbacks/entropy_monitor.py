@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 
 from iecl_solo.entropy import coding_rate, effective_rank, gaussian_kl, knn_entropy
 from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.entropy import embed
 from iecl_solo.jacobian import delta_h_split, log_volume
-from iecl_solo.lipschitz import sigmas
+from iecl_solo.lipschitz import evaluating, sigmas
 from iecl_solo.saib import save_saib
 from iecl_solo.solo.host import Host
 
@@ -53,17 +52,6 @@ class MonitorConfig:
                 )
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def measure(
     model: LightningModule, host: Host, views: list[Tensor], config: MonitorConfig
 ) -> dict[str, float]:
@@ -86,7 +74,7 @@ def measure(
     objective: Any = getattr(model, "iecl", None)
     query_view = objective.views.query[0] if objective is not None else 1
     anchor_view = 1 - query_view if query_view < 2 else 0
-    with _evaluating(model), torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+    with evaluating(model), torch.no_grad(), torch.autocast(model.device.type, enabled=False):
         query_x, anchor_x = (views[v][: config.images].float() for v in (query_view, anchor_view))
         query = embed(model, host, query_x, query=True)
         anchor = embed(model, host, anchor_x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial, wraps
 from typing import Any
 
@@ -75,13 +76,13 @@ def timm_backbone(
     return model
 
 
-def _register_on_cfg_host(host: Host) -> None:
+def _register_on_cfg_host(host: Host, objectives: Sequence[str]) -> None:
     registry: dict[str, Any] = host.base_method._BACKBONES  # type: ignore[attr-defined]
     for name in timm.list_models():
         registry[PREFIX + name] = partial(timm_backbone, name=name)
     # the host chooses the ViT by the method's name (MoCo v3 has its own): an objective's prefix
     # must not change the network
-    prefixes = tuple(f"{name}_" for name in ("iecl",))
+    prefixes = tuple(f"{name}_" for name in objectives)
     for name, constructor in list(registry.items()):
         if not name.startswith(PREFIX):
             registry[name] = _without_prefix(constructor, prefixes)
@@ -125,10 +126,15 @@ def _register_on_kwargs_host(host: Host) -> None:
     base.__init__ = init
 
 
-def register_backbones(host: Host) -> None:
-    """Make ``timm/<name>`` a backbone name of the host, for its own methods too."""
+def register_backbones(host: Host, objectives: Sequence[str]) -> None:
+    """Make ``timm/<name>`` a backbone name of the host, for its own methods too.
+
+    Args:
+        host: the solo-learn in use.
+        objectives: prefixes of method names that must not change the host's choice of network.
+    """
     if host.takes_cfg:
-        _register_on_cfg_host(host)
+        _register_on_cfg_host(host, objectives)
     else:
         _register_on_kwargs_host(host)
 
