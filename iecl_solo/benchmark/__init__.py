@@ -1,0 +1,1 @@
+"""Grids of runs: what they are, where their rows are kept, what the rows say."""
