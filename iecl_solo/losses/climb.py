@@ -1,0 +1,295 @@
+"""CLIMB's variational bound on the entropy of a representation: H(Z) <= E[-log r(z)] for any r.
+
+Li et al., "Contrastive Learning via Variational Information Bottleneck", TPAMI 2025,
+doi 10.1109/TPAMI.2025.3571990, which is silent on r. The two densities r here are ours, and so is
+the way they are learned.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import einsum
+from torch import Tensor, nn
+
+from iecl_solo.entropy import full_precision, log_vmf_normalizer
+from iecl_solo.errors import IECLError
+
+__all__ = ["PrototypeMarginal", "VMFMixture", "entropy_bound"]
+
+
+def _checked(z: Tensor, width: int, what: str) -> Tensor:
+    if z.ndim != 2 or z.shape[1] != width:
+        raise IECLError(f"{what} of shape {tuple(z.shape)}: (B, {width}) is needed")
+    if not z.is_floating_point():
+        raise IECLError(f"{what} of dtype {z.dtype}: a floating dtype is needed")
+    return z if z.dtype == torch.float64 else z.float()
+
+
+def _check_count(name: str, value: int, minimum: int) -> None:
+    if value < minimum:
+        raise IECLError(f"{name}={value}: at least {minimum} is needed")
+
+
+def _weights_loss(logits: Tensor, share: Tensor) -> Tensor:
+    """What moves softmax(logits) to ``share`` at a pace that depends on neither.
+
+    The gradient of the cross-entropy is ``weight - share``, of order 1/K; here each entry of it is
+    divided by the larger of the two, so that it is within -1 and 1 and vanishes at the same place.
+    """
+    weight = logits.detach().softmax(0)
+    gradient = (weight - share) / torch.maximum(weight, share).clamp(min=1e-30)
+    return (gradient * logits).sum()
+
+
+class VMFMixture(nn.Module):
+    """A learned density on the unit sphere: a mixture of von Mises-Fisher densities.
+
+    r(z) = sum_k w_k C_d(kappa_k) exp(kappa_k mu_k^T z), with respect to the sphere's surface
+    measure (a vMF mixture: Banerjee et al. 2005; as CLIMB's marginal: ours). It begins as random
+    directions of small concentration, near the uniform density.
+
+    Args:
+        dim: d, >= 2.
+        num_components: K, >= 1.
+        max_concentration: what the concentrations stay below, > 0. A density without a limit makes
+            the entropy of collapsing embeddings go to minus infinity; with it nothing is gained by
+            being narrower than about ``sqrt(d / max_concentration)``.
+
+    Attributes:
+        means: (K, d), normalised in use.
+        log_concentration: (K,), of the concentrations before the limit.
+        logits: (K,), of the weights.
+
+    Raises:
+        IECLError: an argument is out of range.
+
+    Example:
+        >>> mixture = VMFMixture(3, num_components=1)
+        >>> with torch.no_grad():
+        ...     _ = mixture.log_concentration.fill_(-20)  # as good as uniform
+        >>> z = F.normalize(torch.randn(5, 3))
+        >>> mixture.log_prob(z).exp() * 4 * math.pi  # the sphere's area
+        tensor([1.0000, 1.0000, 1.0000, 1.0000, 1.0000], grad_fn=<MulBackward0>)
+    """
+
+    def __init__(
+        self, dim: int, num_components: int = 64, *, max_concentration: float = math.inf
+    ) -> None:
+        super().__init__()
+        _check_count("dim", dim, 2)
+        _check_count("num_components", num_components, 1)
+        if not max_concentration > 0:
+            raise IECLError(f"max_concentration={max_concentration}: a positive number is needed")
+        self.dim = dim
+        self.max_concentration = max_concentration
+        self.means = nn.Parameter(F.normalize(torch.randn(num_components, dim), dim=-1))
+        # sqrt(d): a direction's product with a mean is of order 1/sqrt(d), so that at first no
+        # component is out of any embedding's reach
+        self.log_concentration = nn.Parameter(torch.full((num_components,), 0.5 * math.log(dim)))
+        self.logits = nn.Parameter(torch.zeros(num_components))
+
+    @property
+    def concentrations(self) -> Tensor:
+        """kappa_k, (K,): exp(log_concentration), smoothly held below max_concentration."""
+        raw = self.log_concentration
+        return (raw - F.softplus(raw - math.log(self.max_concentration))).exp()
+
+    def _log_joint(self, cosines: Tensor) -> Tensor:
+        """log w_k + log density of component k, (B, K), from mu_k^T z."""
+        kappa = self.concentrations
+        log_density = log_vmf_normalizer(self.dim, kappa) + kappa * cosines
+        return self.logits.log_softmax(0) + log_density
+
+    def _cosines(self, z: Tensor) -> Tensor:
+        means = F.normalize(self.means, dim=-1)
+        return einsum(F.normalize(z, dim=-1, eps=1e-6), means.to(z.dtype), "b d, k d -> b k")
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log r(z) in nats, (B, d) to (B,).
+
+        Args:
+            z: rows (B, d), any floating dtype, on the module's device; normalised inside. Half
+                precision is lifted to float32, whatever the autocast.
+
+        Returns:
+            float64 for float64 and float32 otherwise. Differentiable in z and in the parameters.
+
+        Raises:
+            IECLError: z is not (B, d) floating.
+
+        Cost: O(B K d).
+        """
+        z = _checked(z, self.dim, "embeddings")
+        with full_precision(z.device):
+            return self._log_joint(self._cosines(z)).logsumexp(1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """``log_prob``."""
+        return self.log_prob(z)
+
+    def fitting_loss(self, z: Tensor) -> Tensor:
+        """A loss whose gradient fits the parameters to the rows; its value means nothing.
+
+        The gradient of the negative log-likelihood, rescaled by blocks to curvatures of order 1:
+        one learning rate then serves every d, K and concentration (ours). It is one step of EM's
+        M-step: each component is moved by the mean over the rows it answers for, not by its share
+        of the mean over all rows; the concentrations count in nats per dimension; the weights move
+        by ratios.
+
+        Args:
+            z: rows (B, d) as for ``log_prob``; no gradient reaches them.
+
+        Returns:
+            A 0-dim tensor.
+        """
+        z = _checked(z.detach(), self.dim, "embeddings")
+        with full_precision(z.device):
+            cosines = self._cosines(z)
+            responsibility = self._log_joint(cosines).detach().softmax(1)
+            count, even = responsibility.sum(0), z.shape[0] / len(self.logits)
+            # a component with few rows learns slowly rather than from next to nothing
+            weight = responsibility / count.clamp(min=even)
+            resultant = (weight * cosines).sum(0)
+            kappa = self.concentrations
+            log_likelihood = (
+                weight.sum(0) * log_vmf_normalizer(self.dim, kappa) + kappa * resultant.detach()
+            )
+            mixing = _weights_loss(self.logits, count / z.shape[0])
+            return mixing - resultant.sum() - log_likelihood.sum() / self.dim
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draws (n, d) on the unit sphere, in the parameters' dtype and on their device.
+
+        Wood 1994, "Simulation of the von Mises Fisher distribution": by rejection, exact for every
+        concentration and dimension.
+
+        Args:
+            n: how many.
+            generator: on the parameters' device; torch's own if not given.
+
+        Example:
+            >>> VMFMixture(8).sample(100).norm(dim=1).allclose(torch.ones(100))
+            True
+        """
+        weights = self.logits.softmax(0)
+        component = torch.multinomial(weights, n, replacement=True, generator=generator)
+        mean = F.normalize(self.means, dim=-1)[component]
+        cosine = _sample_cosines(self.dim, self.concentrations[component], generator)
+        tangent = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+        tangent = tangent - (tangent * mean).sum(1, keepdim=True) * mean
+        sine = (1 - cosine.square()).clamp(min=0).sqrt()
+        return cosine[:, None] * mean + sine[:, None] * F.normalize(tangent, dim=-1)
+
+
+def _sample_cosines(dim: int, kappa: Tensor, generator: torch.Generator | None) -> Tensor:
+    """mu^T z for z of a von Mises-Fisher law, one for each kappa (n,)."""
+    kappa = kappa.to(torch.float64)
+    b = (dim - 1) / (2 * kappa + (4 * kappa.square() + (dim - 1) ** 2).sqrt())
+    x0 = (1 - b) / (1 + b)
+    c = kappa * x0 + (dim - 1) * torch.log1p(-x0.square())
+    out = torch.full_like(kappa, math.nan)
+    while (todo := out.isnan().nonzero()[:, 0]).numel():
+        shape = (len(todo), dim)
+        uniform = torch.randn(shape, generator=generator, dtype=kappa.dtype, device=kappa.device)
+        # (1 + first coordinate of a uniform direction) / 2 has Wood's Beta law
+        epsilon = (1 + F.normalize(uniform, dim=-1)[:, 0]) / 2
+        w = (1 - (1 + b[todo]) * epsilon) / (1 - (1 - b[todo]) * epsilon)
+        log_ratio = kappa[todo] * w + (dim - 1) * torch.log1p(-x0[todo] * w) - c[todo]
+        threshold = torch.rand(
+            len(todo), generator=generator, dtype=kappa.dtype, device=kappa.device
+        )
+        accepted = log_ratio >= threshold.log()
+        out[todo[accepted]] = w[accepted]
+    return out.float()
+
+
+class PrototypeMarginal(nn.Module):
+    """A learned distribution r over K prototypes, for codes that are distributions over them.
+
+    The code of an image is p(k | x) = softmax(scores / temperature)_k, DINO's student. Its entropy
+    over the images, H(Z) = -sum_k p(k) log p(k) with p(k) = E p(k | x), is at most
+    E[-sum_k p(k | x) log r_k], and that is H(Z) for r = p (CLIMB; r over prototypes: ours). It
+    begins uniform, where the bound is log K for every code.
+
+    Args:
+        num_prototypes: K, >= 2.
+        temperature: of the codes, > 0.
+
+    Attributes:
+        logits: (K,), of r.
+
+    Raises:
+        IECLError: an argument is out of range.
+
+    Example:
+        >>> marginal = PrototypeMarginal(4)
+        >>> round(entropy_bound(torch.randn(8, 4), marginal).item(), 4)  # log 4
+        1.3863
+    """
+
+    def __init__(self, num_prototypes: int, *, temperature: float = 1.0) -> None:
+        super().__init__()
+        _check_count("num_prototypes", num_prototypes, 2)
+        if not 0 < temperature < math.inf:
+            raise IECLError(f"temperature={temperature}: a positive, finite number is needed")
+        self.temperature = temperature
+        self.logits = nn.Parameter(torch.zeros(num_prototypes))
+
+    def _codes(self, scores: Tensor) -> Tensor:
+        return (_checked(scores, len(self.logits), "scores") / self.temperature).softmax(1)
+
+    def log_prob(self, scores: Tensor) -> Tensor:
+        """sum_k p(k | x) log r_k in nats, (B, K) to (B,): the mean of log r over the row's code.
+
+        Args:
+            scores: rows (B, K) of prototypes' scores before the softmax, any floating dtype. Half
+                precision is lifted to float32, whatever the autocast.
+
+        Raises:
+            IECLError: scores is not (B, K) floating.
+        """
+        with full_precision(scores.device):
+            codes = self._codes(scores)
+            return einsum(codes, self.logits.log_softmax(0).to(codes.dtype), "b k, k -> b")
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """``log_prob``."""
+        return self.log_prob(scores)
+
+    def fitting_loss(self, scores: Tensor) -> Tensor:
+        """A loss whose gradient fits r to the mean code; its value means nothing.
+
+        The gradient of the bound, rescaled to order 1 whatever K (ours). None reaches the scores.
+        """
+        with full_precision(scores.device):
+            return _weights_loss(self.logits, self._codes(scores.detach()).mean(0))
+
+
+def entropy_bound(z: Tensor, marginal: VMFMixture | PrototypeMarginal) -> Tensor:
+    """CLIMB's upper bound on H(Z): E[-log r(z)] over the rows, in nats.
+
+    In expectation it exceeds H(Z) by KL(p || r), so it is H(Z) when r is the law p of z. On the
+    rows that r was fitted to it can come out lower, as any in-sample likelihood.
+
+    Args:
+        z: what the marginal's ``log_prob`` takes: embeddings (B, d), or scores (B, K).
+        marginal: r.
+
+    Returns:
+        A 0-dim tensor, float64 for float64 and float32 otherwise. Differentiable in z and in r.
+
+    Raises:
+        IECLError: z is not of the marginal's shape.
+
+    Example:
+        >>> mixture = VMFMixture(2, num_components=1)
+        >>> with torch.no_grad():
+        ...     _ = mixture.log_concentration.fill_(-20)
+        >>> round(entropy_bound(torch.randn(8, 2), mixture).item(), 4)  # log(2 pi)
+        1.8379
+    """
+    return -marginal.log_prob(z).mean()
