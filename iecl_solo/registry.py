@@ -6,11 +6,17 @@ from omegaconf import DictConfig
 
 from iecl_solo import methods
 from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.methods.minc import MINC
+from iecl_solo.methods.spectral import Spectral
 from iecl_solo.objectives.iecl import IECL
 from iecl_solo.solo.backbones import register_backbones
 from iecl_solo.solo.config import dump_block, parse_block
 from iecl_solo.solo.host import find_host
+from iecl_solo.solo.method import host_method
 from iecl_solo.solo.wrapper import REFUSED, with_objective
+
+#: Methods of their own, beside the host's.
+WHOLE = (Spectral, MINC)
 
 #: Each is added to every method of the host that can have it, as ``<objective>_<method>``.
 OBJECTIVES = (IECL,)
@@ -28,15 +34,20 @@ def register() -> None:
         return
     host = find_host()
     register_backbones(host, [objective.name for objective in OBJECTIVES])
+    for method in WHOLE:
+        _add(method.name, host_method(method))
     for name, host_class in list(host.methods.items()):
         if host_class.__name__ in REFUSED:
             continue
         for objective in OBJECTIVES:
-            added = with_objective(host_class, objective)
-            added.__module__ = methods.__name__
-            setattr(methods, added.__name__, added)
-            host.methods[f"{objective.name}_{name}"] = added
-            _registered.append(f"{objective.name}_{name}")
+            _add(f"{objective.name}_{name}", with_objective(host_class, objective))
+
+
+def _add(name: str, added: type) -> None:
+    added.__module__ = methods.__name__
+    setattr(methods, added.__name__, added)
+    find_host().methods[name] = added
+    _registered.append(name)
 
 
 def added_methods() -> list[str]:
@@ -46,11 +57,15 @@ def added_methods() -> list[str]:
 
 
 def complete_objective(cfg: DictConfig) -> None:
-    """Fill in the objective's block of a configuration, so that a run's record names every value.
+    """Fill in the blocks that are ours, so that a run's record names every value.
 
     Raises:
         IECLError: one line for whatever the block gets wrong.
     """
+    for method in WHOLE:
+        if cfg.method.rpartition("_")[2] == method.name:
+            kwargs = parse_block("method_kwargs", method.Config, cfg.get("method_kwargs"))
+            cfg.method_kwargs = dump_block(kwargs)
     for objective in OBJECTIVES:
         if cfg.method.startswith(f"{objective.name}_"):
             config = parse_block(objective.name, objective.Config, cfg.get(objective.name))

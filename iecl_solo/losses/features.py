@@ -1,0 +1,76 @@
+"""What the losses ask of a batch of features, and how they scale it."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from iecl_solo.errors import IECLError
+
+
+def checked_features(z: Tensor) -> Tensor:
+    """Rows (B, d) in float32 at least: a fourth power of features in half precision is noise.
+
+    Raises:
+        IECLError: z is not (B, d) or not floating.
+
+    >>> import torch
+    >>> checked_features(torch.ones(2, 3, dtype=torch.float16)).dtype
+    torch.float32
+    """
+    if z.ndim != 2 or not z.is_floating_point():
+        raise IECLError(
+            f"features of shape {tuple(z.shape)} and dtype {z.dtype}: (B, d), floating, is needed"
+        )
+    return z if z.dtype.itemsize > 4 else z.float()
+
+
+def checked_pair(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sides of B pairs, row by row.
+
+    Raises:
+        IECLError: a side is not (B, d) floating, or the shapes differ.
+
+    >>> import torch
+    >>> checked_pair(torch.ones(2, 3), torch.ones(3, 3))
+    Traceback (most recent call last):
+    iecl_solo.errors.IECLError: features of shapes (2, 3) and (3, 3): pairs need one shape
+    """
+    if z1.shape != z2.shape:
+        raise IECLError(
+            f"features of shapes {tuple(z1.shape)} and {tuple(z2.shape)}: pairs need one shape"
+        )
+    return checked_features(z1), checked_features(z2)
+
+
+def check_mu(mu: float | None) -> None:
+    """Raise unless mu is a positive, finite number or None."""
+    if mu is not None and not 0 < mu < math.inf:
+        raise IECLError(f"mu={mu}: a positive, finite number or None is needed")
+
+
+def scale_features(z: Tensor, mu: float | None) -> Tensor:
+    """Draw every row that is longer than sqrt(mu) back to that length.
+
+    A projection onto the ball and not onto the sphere: the loss itself decides how long a row is
+    (its best features have E|phi|^2 = the sum of the d largest eigenvalues of the augmentation
+    kernel, with another length for every row), and the ball only bounds what a fourth power would
+    make of a row gone astray.
+
+    Args:
+        z: rows (B, d), any floating dtype and device.
+        mu: the squared radius; None leaves the rows as they are.
+
+    Returns:
+        Rows (B, d), dtype and device of z. Differentiable.
+
+    >>> import torch
+    >>> scale_features(torch.tensor([[3.0, 4.0], [0.5, 0.0]]), mu=4.0)
+    tensor([[1.2000, 1.6000],
+            [0.5000, 0.0000]])
+    """
+    if mu is None:
+        return z
+    radius = math.sqrt(mu)
+    return z * (radius / z.norm(dim=1, keepdim=True).clamp(min=radius))

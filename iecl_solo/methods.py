@@ -1,1 +1,0 @@
-"""The method classes that the registry generates, importable by name (so that they pickle)."""
