@@ -17,24 +17,21 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from iecl_solo.cli.pretrain import pretrain, trainer_arguments
+from iecl_solo.cli.pretrain import pretrain
 from iecl_solo.cli.quiet import quiet
-from iecl_solo.cli.runs import Run, read_json, versions, write_json
+from iecl_solo.cli.runs import Run, read_json
 from iecl_solo.errors import IECLError
-from iecl_solo.evaluate.entropy import query_entropy
-from iecl_solo.evaluate.knn import extract_features, knn_accuracy
-from iecl_solo.evaluate.linear import linear_accuracy
-from iecl_solo.evaluate.load import load_backbone, load_method, read_pretrained
+from iecl_solo.evaluate.load import load_method, read_pretrained
 from iecl_solo.evaluate.pictures import plot_curves, plot_saib, read_metrics
-from iecl_solo.evaluate.protocol import EvaluationConfig, linear_config
+from iecl_solo.evaluate.protocol import EvaluationConfig
+from iecl_solo.evaluate.run import EVALUATION, evaluate
 from iecl_solo.registry import check_method, complete_objective
 from iecl_solo.solo.build import build_model
 from iecl_solo.solo.config import parse_block, plain
-from iecl_solo.solo.data import evaluation_datasets, evaluation_loader, pretrain_loader
+from iecl_solo.solo.data import pretrain_loader
 from iecl_solo.solo.host import find_host
-from iecl_solo.solo.settings import prepare_linear, prepare_pretrain, require
+from iecl_solo.solo.settings import prepare_pretrain, require
 
-EVALUATION = "evaluation.json"
 TWIN = "iecl_"
 
 
@@ -52,56 +49,6 @@ def twins(cfg: DictConfig) -> tuple[DictConfig, DictConfig]:
         own.pop("evaluation", None)
         both.append(own)
     return both[0], both[1]
-
-
-def evaluate(run: Run, protocol: EvaluationConfig) -> dict[str, Any]:
-    """k-NN and linear accuracy, and H(Z'), of a finished run; once."""
-    path = run.folder / EVALUATION
-    settings = asdict(protocol)
-    if path.is_file() and (old := read_json(path))["protocol"] == settings:
-        return old
-    host = find_host()
-    pretrained = read_pretrained(run.checkpoint)
-    cfg = pretrained.cfg
-    data = (host, cfg.data.dataset, cfg.data.train_path, cfg.data.val_path)
-    size = cfg.augmentations[0].crop_size
-    backbone = load_backbone(pretrained, host)
-    plain_train, test = evaluation_datasets(*data, image_size=size)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    features = [
-        extract_features(backbone, evaluation_loader(s, 256, cfg.data.num_workers), device)
-        for s in (plain_train, test)
-    ]
-    knn = knn_accuracy(
-        host,
-        features[0],
-        features[1],
-        k=protocol.knn.k,
-        temperature=protocol.knn.temperature,
-        distance=protocol.knn.distance,
-    )
-    linear = prepare_linear(linear_config(cfg, protocol.linear, str(run.checkpoint)), host)
-    augmented, _ = evaluation_datasets(*data, image_size=size, augment=True)
-    print(f"{cfg.name}  linear evaluation, {linear.max_epochs} epochs", flush=True)
-    arguments = trainer_arguments(linear) | {
-        "logger": False,
-        "enable_progress_bar": False,
-        "check_val_every_n_epoch": linear.max_epochs,  # only the last one counts
-    }
-    top = linear_accuracy(linear, backbone, host, augmented, test, arguments)
-    torch.manual_seed(cfg.seed)  # the same views for both
-    entropy = query_entropy(load_method(pretrained, host), host, pretrain_loader(cfg, host))
-    result = {
-        "protocol": settings,
-        "knn_acc1": knn[0],
-        "knn_acc5": knn[1],
-        "linear_acc1": top[0],
-        "linear_acc5": top[1],
-        "query_entropy": entropy,
-        "versions": versions(host),
-    }
-    write_json(path, result)
-    return result
 
 
 def _train_and_evaluate(settings: dict[str, Any], evaluation: dict[str, Any]) -> None:
@@ -150,7 +97,7 @@ def table(runs: list[Run]) -> pd.DataFrame:
     """One row a run, baseline first: accuracy, loss terms, cost, entropy."""
     rows = []
     for run in runs:
-        result, scores = run.result, read_json(run.folder / EVALUATION)
+        result, scores = run.result, read_json(run.folder / EVALUATION)["metrics"]
         assert result is not None
         terms = {
             k.removeprefix("train_").removesuffix("_epoch"): v

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from iecl_solo.entropy import coding_rate
 from iecl_solo.solo.host import Host
-from iecl_solo.solo.wrapper import find_embedder
+from iecl_solo.solo.wrapper import find_embedder, objectives
 
 
 @torch.no_grad()
@@ -25,9 +25,9 @@ def embed(model: LightningModule, host: Host, x: Tensor, *, query: bool = False)
         x: the views.
         query: whether they are the query, which the twin transforms first.
     """
-    objective = getattr(model, "iecl", None)
-    if query and objective is not None:
-        x = objective.transform(x, objective.views.query[0], "online")
+    if query:
+        for objective in objectives(model).values():
+            x = objective.transform(x, objective.views.query[0], "online")
     path = find_embedder(model, "online")
     assert path is not None  # every method with a twin has one
     features = getattr(model, host.online)(x)

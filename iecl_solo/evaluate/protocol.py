@@ -1,17 +1,23 @@
-"""How ``compare`` evaluates: fixed beforehand, the same for a method and its twin."""
+"""How a pretrained backbone is evaluated: fixed beforehand, the same for a method and its twin."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from iecl_solo.errors import IECLError
 
 
 @dataclass
 class KNNProtocol:
-    """Weighted k-NN on the frozen backbone's features; values of the host's classifier."""
+    """Weighted k-NN on the frozen backbone's features; values of the host's classifier.
 
-    k: int = 20
+    Of several ``k`` the best on a held-out part of the *training* set is taken.
+    """
+
+    k: list[int] = field(default_factory=lambda: [20])
     temperature: float = 0.07
     distance: str = "cosine"
 
@@ -20,44 +26,95 @@ class KNNProtocol:
 class LinearProtocol:
     """Linear layer on the frozen backbone: SGD, three step decays, test accuracy after the last.
 
-    ``lr`` is for 256 images a batch, as everywhere in solo-learn.
+    ``lr`` is for 256 images a batch, as everywhere in solo-learn; of several the best on a held-out
+    part of the *training* set is taken. ``augment`` shows the training images cropped and flipped,
+    epoch after epoch, as solo-learn's own script does; without it their features are computed once.
+    ``max_epochs: 0`` leaves it out.
     """
 
     max_epochs: int = 30
-    lr: float = 1.0
+    lr: list[float] = field(default_factory=lambda: [1.0])
     weight_decay: float = 0.0
     batch_size: int = 256
+    augment: bool = True
+
+
+@dataclass
+class FinetuneProtocol:
+    """The whole network trained on a share of the labels; ``fractions: []`` leaves it out."""
+
+    fractions: list[float] = field(default_factory=list)
+    max_epochs: int = 20
+    lr: float = 0.1
+    weight_decay: float = 0.0
+    batch_size: int = 64
 
 
 @dataclass
 class EvaluationConfig:
-    """The ``evaluation:`` block that ``compare`` reads; nothing in it is tuned on the test set."""
+    """The ``evaluation:`` block; nothing in it is chosen on the evaluation split.
+
+    Attributes:
+        knn: weighted k-NN.
+        linear: linear evaluation.
+        finetune: fine-tuning on few labels.
+        held_out: share of the training set that chooses, where there is something to choose.
+        datasets: other data sets by name, for transfer: ``dataset``, ``train_path``, ``val_path``.
+    """
 
     knn: KNNProtocol = field(default_factory=KNNProtocol)
     linear: LinearProtocol = field(default_factory=LinearProtocol)
+    finetune: FinetuneProtocol = field(default_factory=FinetuneProtocol)
+    held_out: float = 0.1
+    datasets: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out < 1:
+            raise IECLError(f"evaluation.held_out: {self.held_out} is not between 0 and 1")
+        for name, values in (("knn.k", self.knn.k), ("linear.lr", self.linear.lr)):
+            if not values or min(values) <= 0:
+                raise IECLError(f"evaluation.{name}: {values} is not a list of positive numbers")
+        for share in self.finetune.fractions:
+            if not 0 < share <= 1:
+                raise IECLError(f"evaluation.finetune.fractions: {share} is not in (0, 1]")
+        for name, data in self.datasets.items():
+            missing = {"dataset", "train_path", "val_path"} - set(data)
+            if missing:
+                raise IECLError(f"evaluation.datasets.{name}: {sorted(missing)} missing")
 
 
-def linear_config(cfg: DictConfig, protocol: LinearProtocol, checkpoint: str) -> DictConfig:
-    """A configuration in main_linear.py's schema for a finished pretraining run."""
+def linear_config(
+    cfg: DictConfig,
+    data: dict[str, Any],
+    protocol: LinearProtocol | FinetuneProtocol,
+    checkpoint: str,
+) -> DictConfig:
+    """A configuration in main_linear.py's schema for a finished pretraining run.
+
+    Args:
+        cfg: of the pretraining run.
+        data: dataset, train_path, val_path and format.
+        protocol: linear evaluation, or fine-tuning.
+        checkpoint: of the pretraining run.
+    """
     steps = sorted({max(1, int(protocol.max_epochs * part)) for part in (0.6, 0.8, 0.9)})
+    finetune = isinstance(protocol, FinetuneProtocol)
     return OmegaConf.create(
         {
-            "name": "linear",
+            "name": "finetune" if finetune else "linear",
             "pretrained_feature_extractor": checkpoint,
             "pretrain_method": cfg.method,
+            "finetune": finetune,
             "backbone": cfg.backbone,
             "data": {
-                "dataset": cfg.data.dataset,
-                "train_path": cfg.data.train_path,
-                "val_path": cfg.data.val_path,
-                "format": cfg.data.format,
+                **data,
                 "num_workers": cfg.data.num_workers,
                 "augmentations": {"crop_size": cfg.augmentations[0].crop_size},
             },
             "optimizer": {
                 "name": "sgd",
                 "batch_size": protocol.batch_size,
-                "lr": protocol.lr,
+                "lr": protocol.lr[0] if isinstance(protocol, LinearProtocol) else protocol.lr,
                 "weight_decay": protocol.weight_decay,
             },
             "scheduler": {"name": "step", "lr_decay_steps": steps},
