@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 from omegaconf import DictConfig
 
 from iecl_solo import methods
 from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.methods.minc import MINC
 from iecl_solo.methods.spectral import Spectral
+from iecl_solo.objectives.climb import CLIMB
 from iecl_solo.objectives.iecl import IECL
 from iecl_solo.solo.backbones import register_backbones
-from iecl_solo.solo.config import dump_block, parse_block
+from iecl_solo.solo.config import dump_block, parse_block, plain
 from iecl_solo.solo.host import find_host
 from iecl_solo.solo.method import host_method
 from iecl_solo.solo.wrapper import REFUSED, with_objective
@@ -18,8 +21,9 @@ from iecl_solo.solo.wrapper import REFUSED, with_objective
 #: Methods of their own, beside the host's.
 WHOLE = (Spectral, MINC)
 
-#: Each is added to every method of the host that can have it, as ``<objective>_<method>``.
-OBJECTIVES = (IECL,)
+#: Each is added to every method of the host that can have it, as ``<objective>_<method>``, and so
+#: is every combination of them, in this order: ``iecl_climb_<method>``.
+OBJECTIVES = (IECL, CLIMB)
 
 _registered: list[str] = []
 
@@ -39,8 +43,9 @@ def register() -> None:
     for name, host_class in list(host.methods.items()):
         if host_class.__name__ in REFUSED:
             continue
-        for objective in OBJECTIVES:
-            _add(f"{objective.name}_{name}", with_objective(host_class, objective))
+        for count in range(1, len(OBJECTIVES) + 1):
+            for chosen in combinations(OBJECTIVES, count):
+                _add(_joined([c.name for c in chosen], name), with_objective(host_class, *chosen))
 
 
 def _add(name: str, added: type) -> None:
@@ -48,6 +53,49 @@ def _add(name: str, added: type) -> None:
     setattr(methods, added.__name__, added)
     find_host().methods[name] = added
     _registered.append(name)
+
+
+def _joined(objectives: list[str], method: str) -> str:
+    return "_".join([*objectives, method])
+
+
+def split_method(name: str) -> tuple[list[str], str]:
+    """The objectives that a method's name says it carries, and the method without them.
+
+    >>> split_method("iecl_climb_simclr")
+    (['iecl', 'climb'], 'simclr')
+    """
+    carried = []
+    for objective in OBJECTIVES:
+        if name.startswith(f"{objective.name}_"):
+            carried.append(objective.name)
+            name = name.removeprefix(f"{objective.name}_")
+    return carried, name
+
+
+def choose_objectives(cfg: DictConfig) -> None:
+    """Let the key ``objectives``, where there is one, say which objectives the method carries.
+
+    ``method: simclr`` with ``objectives: [iecl, climb]`` becomes ``method: iecl_climb_simclr``, in
+    place, whatever objectives the method's name had; blocks of others are dropped. Their order in
+    the list does not matter.
+
+    Raises:
+        IECLError: one line, for a name that is no objective.
+    """
+    given = plain(cfg.pop("objectives", None))
+    if given is None:
+        return
+    names = [objective.name for objective in OBJECTIVES]
+    if not isinstance(given, list):
+        raise IECLError(f"objectives: {given!r} is not allowed, a list out of {names} is")
+    for name in given:
+        if name not in names:
+            raise IECLError(f"objectives: {unknown_name('value', name, names)}")
+    cfg.method = _joined([name for name in names if name in given], split_method(cfg.method)[1])
+    for name in names:
+        if name not in given:
+            cfg.pop(name, None)
 
 
 def added_methods() -> list[str]:
@@ -67,7 +115,7 @@ def complete_objective(cfg: DictConfig) -> None:
             kwargs = parse_block("method_kwargs", method.Config, cfg.get("method_kwargs"))
             cfg.method_kwargs = dump_block(kwargs)
     for objective in OBJECTIVES:
-        if cfg.method.startswith(f"{objective.name}_"):
+        if objective.name in split_method(cfg.method)[0]:
             config = parse_block(objective.name, objective.Config, cfg.get(objective.name))
             cfg[objective.name] = dump_block(config)
 
@@ -78,10 +126,9 @@ def check_method(name: str) -> None:
     host = find_host()
     if name in host.methods and host.methods[name].__name__ not in REFUSED:
         return
-    for objective in OBJECTIVES:
-        host_class = host.methods.get(name.removeprefix(f"{objective.name}_"))
-        if host_class is not None and host_class.__name__ in REFUSED:
-            raise IECLError(f"method '{name}' is refused: {REFUSED[host_class.__name__]}")
+    host_class = host.methods.get(split_method(name)[1])
+    if host_class is not None and host_class.__name__ in REFUSED:
+        raise IECLError(f"method '{name}' is refused: {REFUSED[host_class.__name__]}")
     raise unknown_name(
         "method", name, [n for n, c in host.methods.items() if c.__name__ not in REFUSED]
     )

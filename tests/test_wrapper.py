@@ -22,12 +22,13 @@ from torch import nn
 
 from iecl_solo.errors import IECLError
 from iecl_solo.objectives.iecl import IECL
-from iecl_solo.registry import added_methods, check_method
+from iecl_solo.objectives.protocol import Made
+from iecl_solo.registry import added_methods, check_method, split_method
 from iecl_solo.solo.data import pretrain_loader
 from iecl_solo.solo.host import find_host
 from iecl_solo.solo.wrapper import REFUSED, with_objective
 
-TWINS = sorted(m for m in added_methods() if m.startswith("iecl_"))
+TWINS = sorted(m for m in added_methods() if split_method(m)[0] == ["iecl"])
 NAMED = [m for m in ("simclr", "mocov2plus", "byol", "simsiam", "mocov3") if m in HOST.methods]
 NO_MOMENTUM = "simclr"
 #: A SAIB that begins as x -> 2x: what has been through it can be told at once.
@@ -211,7 +212,8 @@ def test_parametrized_networks_train_and_follow(images: Path):
 def test_warmup_ramps_the_weights(images: Path):
     model = build("iecl_simclr", images, iecl={"beta": 1.0, "beta_warmup_epochs": 10})
     z = torch.randn(8, 4)
-    weights = [model.iecl.terms(z, z, online(model), e)["kl"].weight for e in (0.0, 5.0, 20.0)]
+    made = Made({0: z, 1: z})
+    weights = [model.iecl.terms(made, online(model), e)["kl"].weight for e in (0.0, 5.0, 20.0)]
     assert weights == [0.0, 0.5, 1.0]
 
 

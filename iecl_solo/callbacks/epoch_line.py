@@ -6,7 +6,10 @@ import time
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-_SHOWN = ("train_acc1_epoch", "val_acc1", "train_iecl_kl_epoch", "train_iecl_entropy_epoch")
+_SHOWN = (
+    *("train_acc1_epoch", "val_acc1", "train_iecl_kl_epoch", "train_iecl_entropy_epoch"),
+    *("train_climb_entropy_bound_epoch", "train_climb_coding_rate_epoch"),
+)
 
 
 class EpochLine(Callback):

@@ -15,7 +15,17 @@ from iecl_solo.errors import IECLError, unknown_name
 PACKAGED = "pkg://iecl_solo.configs"
 
 # blocks of ours that a user's own YAML need not have: KEY=VALUE works without Hydra's "+"
-_OPTIONAL_BLOCKS = ("iecl.", "monitor.", "evaluation.", "compare.")
+_OPTIONAL_BLOCKS = (
+    "iecl.",
+    "climb.",
+    "objectives=",
+    "monitor.",
+    "evaluation.",
+    "compare.",
+    "settings.",
+    "axes.",
+    "arms.",
+)
 
 
 # a run keeps its own record; Hydra's would be written even for a run that is refused

@@ -21,7 +21,7 @@ from iecl_solo.callbacks.entropy_monitor import EntropyMonitor, MonitorConfig
 from iecl_solo.callbacks.epoch_line import EpochLine
 from iecl_solo.callbacks.seed import EpochSeed, seed_epoch
 from iecl_solo.cli.runs import Run, versions
-from iecl_solo.registry import check_method, complete_objective
+from iecl_solo.registry import check_method, choose_objectives, complete_objective
 from iecl_solo.solo.build import build_model
 from iecl_solo.solo.checkpoint import read_checkpoint
 from iecl_solo.solo.config import parse_block, plain
@@ -161,6 +161,8 @@ def pretrain(cfg: DictConfig) -> Run:
         IECLError: one line for whatever the configuration gets wrong.
     """
     require(cfg, ["method"])
+    OmegaConf.set_struct(cfg, False)
+    choose_objectives(cfg)
     check_method(cfg.method)
     host = find_host()
     cfg = prepare_pretrain(cfg, host)

@@ -33,6 +33,11 @@ def _check_count(name: str, value: int, minimum: int) -> None:
         raise IECLError(f"{name}={value}: at least {minimum} is needed")
 
 
+def _only_gradient(loss: Tensor) -> Tensor:
+    """0, with the gradient of ``loss``."""
+    return loss - loss.detach()
+
+
 def _weights_loss(logits: Tensor, share: Tensor) -> Tensor:
     """What moves softmax(logits) to ``share`` at a pace that depends on neither.
 
@@ -41,7 +46,7 @@ def _weights_loss(logits: Tensor, share: Tensor) -> Tensor:
     """
     weight = logits.detach().softmax(0)
     gradient = (weight - share) / torch.maximum(weight, share).clamp(min=1e-30)
-    return (gradient * logits).sum()
+    return _only_gradient((gradient * logits).sum())
 
 
 class VMFMixture(nn.Module):
@@ -131,7 +136,7 @@ class VMFMixture(nn.Module):
         return self.log_prob(z)
 
     def fitting_loss(self, z: Tensor) -> Tensor:
-        """A loss whose gradient fits the parameters to the rows; its value means nothing.
+        """A loss whose gradient fits the parameters to the rows; its value is 0.
 
         The gradient of the negative log-likelihood, rescaled by blocks to curvatures of order 1:
         one learning rate then serves every d, K and concentration (ours). It is one step of EM's
@@ -158,7 +163,7 @@ class VMFMixture(nn.Module):
                 weight.sum(0) * log_vmf_normalizer(self.dim, kappa) + kappa * resultant.detach()
             )
             mixing = _weights_loss(self.logits, count / z.shape[0])
-            return mixing - resultant.sum() - log_likelihood.sum() / self.dim
+            return mixing + _only_gradient(-resultant.sum() - log_likelihood.sum() / self.dim)
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -261,7 +266,7 @@ class PrototypeMarginal(nn.Module):
         return self.log_prob(scores)
 
     def fitting_loss(self, scores: Tensor) -> Tensor:
-        """A loss whose gradient fits r to the mean code; its value means nothing.
+        """A loss whose gradient fits r to the mean code; its value is 0.
 
         The gradient of the bound, rescaled to order 1 whatever K (ours). None reaches the scores.
         """

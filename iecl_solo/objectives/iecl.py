@@ -17,7 +17,7 @@ from iecl_solo import entropy as estimators
 from iecl_solo.entropy import gaussian_kl
 from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.lipschitz import SpectralRegularizer
-from iecl_solo.objectives.protocol import Objective, Side, Term, Views, warmup
+from iecl_solo.objectives.protocol import Made, Objective, Side, Space, Term, Views, warmup
 from iecl_solo.saib import SAIB
 
 PLACEMENTS = ("none", "query", "anchor", "both")
@@ -167,6 +167,7 @@ class IECL(Objective):
         image_size: height and width of the large crops.
         views: how the host's views divide into query and anchor.
         network: the online network, whose layers ``L_reg`` is about. It is not kept.
+        space: where the embeddings live; nothing here depends on it.
 
     Raises:
         IECLError: when an option does not fit the images or the views.
@@ -174,10 +175,10 @@ class IECL(Objective):
     Example:
         >>> views = Views(num_views=2, momentum=False, query=(1,))
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(7200, 16))
-        >>> objective = IECL(IECLConfig(), 32, views, net)
+        >>> objective = IECL(IECLConfig(), 32, views, net, Space(16))
         >>> x = torch.randn(4, 3, 32, 32)
-        >>> query, anchor = net(objective.transform(x, 1, "online")), net(x)
-        >>> sorted(objective.terms(query, anchor, net, epoch=0.0))
+        >>> made = Made({0: net(x), 1: net(objective.transform(x, 1, "online"))})
+        >>> sorted(objective.terms(made, net, epoch=0.0))
         ['entropy', 'kl', 'regularizer', 'saib_decay']
     """
 
@@ -185,7 +186,12 @@ class IECL(Objective):
     Config = IECLConfig
 
     def __init__(
-        self, config: IECLConfig, image_size: int, views: Views, network: nn.Module
+        self,
+        config: IECLConfig,
+        image_size: int,
+        views: Views,
+        network: nn.Module,
+        space: Space,
     ) -> None:
         super().__init__()
         self.config = config
@@ -226,9 +232,7 @@ class IECL(Objective):
             out = out.contiguous(memory_format=torch.channels_last)
         return out
 
-    def terms(
-        self, query: Tensor, anchor: Tensor, network: nn.Module, epoch: float
-    ) -> dict[str, Term]:
+    def terms(self, made: Made, network: nn.Module, epoch: float) -> dict[str, Term]:
         """KL, H(Z'), L_reg and R, each with its weight; see the module's equation.
 
         KL and H(Z') are computed in float32 on L2-normalised embeddings whatever the autocast,
@@ -236,6 +240,7 @@ class IECL(Objective):
         computed without gradient, for the log.
         """
         c = self.config
+        query, anchor = made.query_and_anchor(self.views)
         beta = c.beta * warmup(epoch, c.beta_warmup_epochs)
         lambda_ = c.lambda_ * warmup(epoch, c.lambda_warmup_epochs)
         with torch.autocast(query.device.type, enabled=False):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+
+from iecl_solo.errors import IECLError
 
 #: Which network a view is about to enter. A host without a momentum network has only "online".
 Side = Literal["online", "momentum"]
@@ -35,18 +38,83 @@ class Views:
 
 
 @dataclass(frozen=True)
+class Space:
+    """Where the host's embeddings live.
+
+    Attributes:
+        dim: d of an embedding.
+        num_prototypes: K, where the host compares embeddings with prototypes by a softmax (DINO).
+        temperature: of that softmax, on the online side.
+    """
+
+    dim: int
+    num_prototypes: int | None = None
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the networks made of the large crops in one step, by crop.
+
+    A host may leave crops out on one of the sides.
+
+    Attributes:
+        online: embeddings (B, d), with gradient.
+        momentum: embeddings (B, d) of the momentum network; empty if there is none.
+        scores: (B, K) of the online embeddings against the host's prototypes; empty if it has none.
+    """
+
+    online: Mapping[int, Tensor]
+    momentum: Mapping[int, Tensor] = field(default_factory=dict)
+    scores: Mapping[int, Tensor] = field(default_factory=dict)
+
+    def query_and_anchor(self, views: Views) -> tuple[Tensor, Tensor]:
+        """Embeddings of the query views and of the anchor views, each (B * views, d).
+
+        Raises:
+            IECLError: when there is none of either.
+
+        >>> made = Made({0: torch.zeros(2, 3), 1: torch.ones(2, 3)})
+        >>> query, anchor = made.query_and_anchor(Views(2, momentum=False, query=(1,)))
+        >>> query.mean().item(), anchor.mean().item()
+        (1.0, 0.0)
+        """
+        other = self.momentum if views.momentum else self.online
+        return of_views(self.online, views.query), of_views(other, views.anchor)
+
+
+def of_views(rows: Mapping[int, Tensor], views: tuple[int, ...]) -> Tensor:
+    """The rows of those of ``views`` that there are, one below the other.
+
+    Raises:
+        IECLError: when there are none.
+    """
+    found = [z for view, z in rows.items() if view in views]
+    if not found:
+        raise IECLError(f"the host made no embedding of the views {list(views)} in this step")
+    return torch.cat(found)
+
+
+@dataclass(frozen=True)
 class Term:
-    """One term of an objective: what is logged (``value``) and what multiplies it in the loss."""
+    """One term of an objective.
+
+    Attributes:
+        value: 0-dim.
+        weight: what multiplies it in the loss.
+        logged: whether its value says something to a person.
+    """
 
     value: Tensor
     weight: float
+    logged: bool = True
 
 
 class Objective(nn.Module):
     """Base of everything that ``with_objective`` can add to a host method.
 
-    A subclass is built as ``Objective(config, image_size, views, network)`` and must not touch
-    the global random state in a way that is seen outside (the wrapper sees to that).
+    A subclass is built as ``Objective(config, image_size, views, network, space)`` and must not
+    touch the global random state in a way that is seen outside (the wrapper sees to that).
     Its state-dict keys must not contain "encoder" or "backbone": the host's linear evaluation
     would take them for the network.
 
@@ -73,14 +141,11 @@ class Objective(nn.Module):
         """What a large crop (B, C, H, W) becomes before it enters the network. Default: itself."""
         return x
 
-    def terms(
-        self, query: Tensor, anchor: Tensor, network: nn.Module, epoch: float
-    ) -> dict[str, Term]:
+    def terms(self, made: Made, network: nn.Module, epoch: float) -> dict[str, Term]:
         """The terms to log and to add to the host's loss.
 
         Args:
-            query: (Bq, d) embeddings of the query views, with gradient.
-            anchor: (Ba, d) embeddings of the anchor views.
+            made: the embeddings of this step.
             network: the online network.
             epoch: fractional epoch, for warm-up schedules.
         """

@@ -82,9 +82,8 @@ def _method_kwargs(cfg: DictConfig, host: Host) -> dict[str, Any]:
     }
     kwargs |= _optimizer_kwargs(cfg, grad_clip=True)
     kwargs |= _method_defaults(host.methods[cfg.method]) | plain(cfg.method_kwargs)
-    prefix = cfg.method.partition("_")[0]
-    if prefix in cfg:
-        kwargs[prefix] = plain(cfg[prefix])
+    for block in getattr(host.methods[cfg.method], "blocks", ()):
+        kwargs[block] = plain(cfg.get(block))
     return kwargs
 
 

@@ -1,8 +1,8 @@
-"""``with_objective``: the class that gives a host's method an objective, its step untouched."""
+"""``with_objective``: the class that gives a host's method objectives, its step untouched."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from iecl_solo.errors import IECLError
-from iecl_solo.lipschitz import parametrize_spectral
-from iecl_solo.objectives.protocol import Objective, Side, Views, total
+from iecl_solo.lipschitz import evaluating, parametrize_spectral
+from iecl_solo.objectives.protocol import Made, Objective, Side, Space, Views, total
 from iecl_solo.solo import checkpoint as ckpt
 from iecl_solo.solo.config import dump_block, parse_block
 from iecl_solo.solo.host import Host, find_host
@@ -29,6 +29,7 @@ _EMBEDDERS = {
     "online": ("projector", "head.mlp"),
     "momentum": ("momentum_projector", "momentum_head.mlp"),
 }
+_PROTOTYPES = "head"
 
 
 class _NetworkTap(nn.Module):
@@ -54,7 +55,7 @@ class _NetworkTap(nn.Module):
 
 
 class _EmbeddingTap(nn.Module):
-    """Stands for a projector during one training step: keeps the embedding of each large crop.
+    """Stands for a projector during one training step: keeps what it makes of each large crop.
 
     A crop is known by its feature tensor, not by counting calls: hosts project in different
     orders, and some project other things too.
@@ -80,33 +81,52 @@ class _Taps:
     The modules are swapped rather than hooked: a hook on a compiled module is compiled with it.
     """
 
-    def __init__(self, model: nn.Module, networks: Mapping[Side, str], objective: Objective):
+    def __init__(
+        self,
+        model: nn.Module,
+        networks: Mapping[Side, str],
+        objectives: Collection[Objective],
+    ) -> None:
         self.swapped: list[tuple[nn.Module, str, nn.Module]] = []
         self.embeddings: dict[Side, dict[int, Tensor]] = {}
-        self.model, self.networks, self.objective = model, networks, objective
+        self.scores: dict[int, Tensor] = {}
+        self.model, self.networks, self.objectives = model, networks, objectives
+
+    @property
+    def made(self) -> Made:
+        embeddings = self.embeddings
+        return Made(embeddings.get("online", {}), embeddings.get("momentum", {}), self.scores)
 
     def _swap(self, parent: nn.Module, attribute: str, tap: nn.Module, original: nn.Module) -> None:
         setattr(parent, attribute, tap)
         self.swapped.append((parent, attribute, original))
+
+    def _keep_outputs(self, path: str, network: _NetworkTap) -> dict[int, Tensor]:
+        """Tap the module at ``path``; its outputs by large crop, as they come."""
+        parent_path, _, name = path.rpartition(".")
+        parent = self.model.get_submodule(parent_path)
+        module = getattr(parent, name)
+        tap = _EmbeddingTap(module, network)
+        self._swap(parent, name, tap, module)
+        return tap.embeddings
 
     def __enter__(self) -> _Taps:
         for side, attribute in self.networks.items():
             network = getattr(self.model, attribute)
 
             def transform(x: Tensor, view: int, side: Side = side) -> Tensor:
-                return self.objective.transform(x, view, side)
+                for objective in self.objectives:
+                    x = objective.transform(x, view, side)
+                return x
 
-            tap = _NetworkTap(network, self.objective.views.num_views, transform)
+            tap = _NetworkTap(network, int(self.model.num_large_crops), transform)  # type: ignore[arg-type]
             self._swap(self.model, attribute, tap, network)
             path = find_embedder(self.model, side)
             if path is None:
                 continue
-            parent_path, _, name = path.rpartition(".")
-            parent = self.model.get_submodule(parent_path)
-            projector = getattr(parent, name)
-            embedder = _EmbeddingTap(projector, tap)
-            self.embeddings[side] = embedder.embeddings
-            self._swap(parent, name, embedder, projector)
+            self.embeddings[side] = self._keep_outputs(path, tap)
+            if side == "online" and find_prototypes(self.model) is not None:
+                self.scores = self._keep_outputs(_PROTOTYPES, tap)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -123,6 +143,38 @@ def find_embedder(model: nn.Module, side: Side) -> str | None:
             continue
         return path
     return None
+
+
+def find_prototypes(model: nn.Module) -> str | None:
+    """Dotted name of the module that scores prototypes, None if the host has none (or others)."""
+    embedder = find_embedder(model, "online")
+    return _PROTOTYPES if embedder is not None and embedder.startswith(_PROTOTYPES) else None
+
+
+def objectives(model: nn.Module) -> dict[str, Objective]:
+    """The objectives that a model carries, by name; none for a host's own method.
+
+    >>> objectives(nn.Identity())
+    {}
+    """
+    return getattr(model, "objectives", {})
+
+
+def _space(model: nn.Module) -> Space:
+    """Dimensions of what the host makes of its features, found by making some."""
+    embedder, prototypes = find_embedder(model, "online"), find_prototypes(model)
+    assert embedder is not None
+    features = torch.zeros(1, int(model.features_dim))  # type: ignore[arg-type]
+
+    def width(path: str) -> int:
+        module = model.get_submodule(path)
+        with evaluating(module), torch.no_grad():
+            return module(features).shape[1]
+
+    if prototypes is None:
+        return Space(width(embedder))
+    temperature = float(model.dino_loss_func.student_temp)  # type: ignore[union-attr, arg-type]
+    return Space(width(embedder), width(prototypes), temperature)
 
 
 def _divide(host: Host, model: nn.Module, query_views: list[int] | None) -> Views:
@@ -143,23 +195,25 @@ def _divide(host: Host, model: nn.Module, query_views: list[int] | None) -> View
     return Views(num_views, momentum, tuple(sorted(set(query_views))))
 
 
-def with_objective(host_class: Any, objective_class: type[Objective]) -> type:
-    """The host's method with an objective added to its loss.
+def with_objective(host_class: Any, *objective_classes: type[Objective]) -> type:
+    """The host's method with one or more objectives added to its loss.
 
     The host's ``training_step`` runs as it is. During it, the online network (and the momentum
     network where there is one) is handed the transformed views, and the embeddings it makes are
-    kept; the objective's terms are then logged by name and added to the loss. Outside the
+    kept; the objectives' terms are then logged by name and added to the loss. Outside the
     training step the model is the host's own: evaluation never sees the transform.
 
     Args:
         host_class: a class of ``solo.methods.METHODS``.
-        objective_class: what to add, e.g. ``iecl_solo.objectives.iecl.IECL``.
+        objective_classes: what to add, e.g. ``iecl_solo.objectives.iecl.IECL``. Views go through
+            the transforms in this order.
 
     Returns:
-        A subclass of ``host_class`` that takes the same arguments, and reads the objective's
-        options from the block named ``objective_class.name``: ``cfg.iecl`` where methods take a
-        ``cfg``, the keyword argument ``iecl`` where they take keyword arguments. On the latter
-        host ``crop_size`` is read too (the images' size; 224 if it is not given).
+        A subclass of ``host_class`` that takes the same arguments, and reads the options of each
+        objective from the block of its name: ``cfg.iecl`` where methods take a ``cfg``, the
+        keyword argument ``iecl`` where they take keyword arguments. On the latter host
+        ``crop_size`` is read too (the images' size; 224 if it is not given). Its property
+        ``objectives`` holds them by name.
 
     Raises:
         IECLError: for a host class that cannot have it, with the reason.
@@ -170,46 +224,58 @@ def with_objective(host_class: Any, objective_class: type[Objective]) -> type:
         >>> with_objective(find_host().methods["simclr"], IECL).__name__
         'IECLSimCLR'
     """
+    classes = {c.name: c for c in objective_classes}
+    names = "_".join(classes)
     if host_class.__name__ in REFUSED:
         raise IECLError(
-            f"{objective_class.name}: {host_class.__name__} is refused: "
-            f"{REFUSED[host_class.__name__]}"
+            f"{names}: {host_class.__name__} is refused: {REFUSED[host_class.__name__]}"
         )
     host = find_host()
-    block_name = objective_class.name
 
     class WithObjective(host_class):
+        #: Names of the configuration's blocks that are the objectives'.
+        blocks = tuple(classes)
+
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             if host.takes_cfg:
                 super().__init__(*args, **kwargs)
-                block = self.cfg[block_name]
+                blocks = {name: self.cfg.get(name) for name in classes}
                 crop_size = OmegaConf.select(self.cfg, "augmentations[0].crop_size", default=224)
             else:
-                block, crop_size = kwargs.pop(block_name, None), kwargs.get("crop_size", 224)
+                blocks = {name: kwargs.pop(name, None) for name in classes}
+                crop_size = kwargs.get("crop_size", 224)
                 super().__init__(*args, **kwargs)
             image_size = crop_size if isinstance(crop_size, int) else crop_size[0]
-            config = parse_block(block_name, objective_class.Config, block)
-            views = _divide(host, self, config.query_views)
             if find_embedder(self, "online") is None:
                 raise IECLError(
-                    f"{block_name}: {host_class.__name__} is refused: "
+                    f"{names}: {host_class.__name__} is refused: "
                     "it has neither a projector nor a head whose output is an embedding"
                 )
-            # the host's own random stream must not move: with the objective weighing nothing,
-            # every later draw (data order, dropout) has to be the host's
-            with torch.random.fork_rng(devices=[]):
-                objective = objective_class(config, image_size, views, self._network("online"))
-                if objective.parametrizes:
-                    for network in self._networks:
-                        parametrize_spectral(getattr(self, self._networks[network]))
-            setattr(self, block_name, objective)
+            space = _space(self)
+            for name, objective_class in classes.items():
+                config = parse_block(name, objective_class.Config, blocks[name])
+                views = _divide(host, self, getattr(config, "query_views", None))
+                # the host's own random stream must not move: with the objective weighing nothing,
+                # every later draw (data order, dropout) has to be the host's
+                with torch.random.fork_rng(devices=[]):
+                    objective = objective_class(
+                        config, image_size, views, self._network("online"), space
+                    )
+                    if objective.parametrizes:
+                        for network in self._networks:
+                            parametrize_spectral(getattr(self, self._networks[network]))
+                setattr(self, name, objective)
 
         @staticmethod
         def add_and_assert_specific_cfg(cfg: Any) -> Any:
             cfg = host_class.add_and_assert_specific_cfg(cfg)
-            config = parse_block(block_name, objective_class.Config, cfg.get(block_name))
-            cfg[block_name] = dump_block(config)
+            for name, objective_class in classes.items():
+                cfg[name] = dump_block(parse_block(name, objective_class.Config, cfg.get(name)))
             return cfg
+
+        @property
+        def objectives(self) -> dict[str, Objective]:
+            return {name: getattr(self, name) for name in classes}
 
         @property
         def _networks(self) -> dict[Side, str]:
@@ -220,66 +286,53 @@ def with_objective(host_class: Any, objective_class: type[Objective]) -> type:
             return getattr(self, self._networks[side])
 
         @property
-        def _objective(self) -> Objective:
-            return getattr(self, block_name)
-
-        @property
         def learnable_params(self) -> list[dict[str, Any]]:
-            groups = super().learnable_params
-            params = list(self._objective.parameters())
-            if not params:
-                return groups
-            # decay is the objective's own business, see R(g_phi)
-            group = {
-                "name": block_name,
-                "params": params,
-                "weight_decay": 0.0,
-                "lr": self.lr * self._objective.lr_multiplier,
-            }
-            return [*groups, group]
+            # decay is the objective's own business, see IE-CL's R(g_phi)
+            groups = [
+                {
+                    "name": name,
+                    "params": list(objective.parameters()),
+                    "weight_decay": 0.0,
+                    "lr": self.lr * objective.lr_multiplier,
+                }
+                for name, objective in self.objectives.items()
+            ]
+            return [*super().learnable_params, *(g for g in groups if g["params"])]
 
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            objective = self._objective
-            with _Taps(self, self._networks, objective) as taps:
+            with _Taps(self, self._networks, self.objectives.values()) as taps:
                 loss = super().training_step(batch, batch_idx)
-            query, anchor = self._query_and_anchor(taps.embeddings)
-            terms = objective.terms(query, anchor, self._network("online"), self._epoch(batch_idx))
-            self.log_dict(
-                {f"train_{block_name}_{k}": term.value.detach() for k, term in terms.items()},
-                on_epoch=True,
-                sync_dist=True,
-            )
-            added = total(terms)
-            return loss if added is None else loss + added
-
-        def _query_and_anchor(
-            self, embeddings: dict[Side, dict[int, Tensor]]
-        ) -> tuple[Tensor, Tensor]:
-            views = self._objective.views
-            side: Side = "momentum" if views.momentum else "online"
-            # some hosts embed only one of their crops on one of the sides (ReSSL on 1.0.2)
-            query = [z for v, z in embeddings["online"].items() if v in views.query]
-            anchor = [z for v, z in embeddings.get(side, {}).items() if v in views.anchor]
-            if not query or not anchor:
-                raise IECLError(
-                    f"{block_name}: {host_class.__name__} made no embedding of its "
-                    f"{'query' if not query else 'anchor'} views in this step"
+            network, epoch = self._network("online"), self._epoch(batch_idx)
+            for name, objective in self.objectives.items():
+                terms = objective.terms(taps.made, network, epoch)
+                self.log_dict(
+                    {
+                        f"train_{name}_{k}": term.value.detach()
+                        for k, term in terms.items()
+                        if term.logged
+                    },
+                    on_epoch=True,
+                    sync_dist=True,
                 )
-            return torch.cat(query), torch.cat(anchor)
+                added = total(terms)
+                loss = loss if added is None else loss + added
+            return loss
 
         def _epoch(self, batch_idx: int) -> float:
             return self.current_epoch + batch_idx / max(1, self.trainer.num_training_batches)
 
         def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
             super().on_save_checkpoint(checkpoint)
-            ckpt.to_plain(checkpoint["state_dict"], self, self._networks.values(), block_name)
+            ckpt.to_plain(checkpoint["state_dict"], self, self._networks.values(), first)
 
         def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
             super().on_load_checkpoint(checkpoint)
-            ckpt.from_plain(checkpoint["state_dict"], self, self._networks.values(), block_name)
+            ckpt.from_plain(checkpoint["state_dict"], self, self._networks.values(), first)
 
+    first = next(iter(classes))  # the checkpoint keeps what belongs to no plain network under it
+    added_names = [c.__name__ for c in objective_classes]
     WithObjective.__name__ = WithObjective.__qualname__ = (
-        f"{objective_class.__name__}{host_class.__name__}"
+        f"{''.join(added_names)}{host_class.__name__}"
     )
-    WithObjective.__doc__ = f"{host_class.__name__} with {objective_class.__name__} added."
+    WithObjective.__doc__ = f"{host_class.__name__} with {' and '.join(added_names)} added."
     return WithObjective
