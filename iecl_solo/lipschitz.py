@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import attrgetter
-from typing import NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -114,17 +114,15 @@ class SpectralRegularizer(nn.Module):
         self.sigma_min_floor = sigma_min_floor
         sizes = None if input_size is None else _trace(backbone, input_size)
         self._convolutions: list[str] = []
-        grouped: dict[tuple[int, ...], list[str]] = {}
+        self._matrices: dict[str, tuple[int, int, int]] = {}  # (groups, rows, columns)
         for name, layer, weight in _weights(backbone):
             if sizes is not None and _is_spatial(layer):
                 if name in sizes:
                     self._convolutions.append(name)
             else:
-                grouped.setdefault(_block_shape(layer, weight), []).append(name)
-        if not grouped and not self._convolutions:
+                self._matrices[name] = _block_shape(layer, weight)
+        if not self._matrices and not self._convolutions:
             raise IECLError("spectral regulariser: the backbone has no Conv2d, Linear or attention")
-        self._shapes = list(grouped)
-        self._groups = [[attrgetter(name) for name in names] for names in grouped.values()]
         self._start(backbone, sizes)
 
     def forward(self, backbone: nn.Module) -> Tensor:
@@ -132,30 +130,32 @@ class SpectralRegularizer(nn.Module):
         largest: list[Tensor] = []
         smallest: list[Tensor] = []
         with torch.autocast(next(backbone.parameters()).device.type, enabled=False):
-            for index, matrix in enumerate(self._matrices(backbone)):
-                blocks = self._shapes[index][0]
-                u = self._read(f"u_{index}", matrix)
-                sigma, u = _largest(matrix, u, self.power_iterations)
-                largest.append(sigma if blocks == 1 else sigma.view(-1, blocks).amax(1))
+            for index, name in enumerate(self._matrices):
+                weight, matrix = self._matrix(backbone, name)
+                sigma, u, v = _largest(
+                    matrix, self._read(f"u_{index}", matrix), self.power_iterations
+                )
                 self._write(f"u_{index}", u)
+                largest.append(_SingularValue.apply(weight, sigma, u, v).amax())
                 if self.mode == "bilipschitz":
-                    sigma, u = _smallest(matrix, self._read(f"low_{index}", matrix))
-                    smallest.append(sigma if blocks == 1 else sigma.view(-1, blocks).amin(1))
-                    self._write(f"low_{index}", u)
-            for index, name in enumerate(self._convolutions, start=len(self._groups)):
+                    low = self._read(f"low_{index}", matrix)
+                    sigma, u, v, low = _smallest(matrix, low)
+                    self._write(f"low_{index}", low)
+                    smallest.append(_SingularValue.apply(weight, sigma, u, v).amin())
+            for index, name in enumerate(self._convolutions, start=len(self._matrices)):
                 layer, weight = self._convolution(backbone, name)
                 v = self._read(f"u_{index}", weight)
                 sigma, v = _convolution_largest(layer, weight, v, self.power_iterations)
-                largest.append(sigma)
+                largest.append(sigma.squeeze(0))
                 self._write(f"u_{index}", v)
-            penalty = (torch.cat(largest) - 1).relu().square().sum()
+            penalty = (torch.stack(largest) - 1).relu().square().sum()
             if smallest:
-                missing = self.sigma_min_floor - torch.cat(smallest)
+                missing = self.sigma_min_floor - torch.stack(smallest)
                 penalty = penalty + missing.relu().square().sum()
         return penalty
 
     def extra_repr(self) -> str:
-        layers = sum(map(len, self._groups)) + len(self._convolutions)
+        layers = len(self._matrices) + len(self._convolutions)
         return f"mode={self.mode!r}, power_iterations={self.power_iterations}, layers={layers}"
 
     @torch.no_grad()
@@ -166,37 +166,39 @@ class SpectralRegularizer(nn.Module):
             vector = torch.randn(shape, generator=generator, dtype=torch.float64)
             return F.normalize(vector.flatten(1), dim=1).view(shape).to(like)
 
-        for index, matrix in enumerate(self._matrices(backbone)):
+        for index, name in enumerate(self._matrices):
+            matrix = self._matrix(backbone, name)[1]
             u = unit(matrix.shape[:2], matrix)
             self.register_buffer(f"u_{index}", _largest(matrix, u, _FIRST_ITERATIONS)[1])
             if self.mode == "bilipschitz":
                 u = unit((len(matrix), min(matrix.shape[1:])), matrix)
-                self.register_buffer(f"low_{index}", _smallest(matrix, u, _FIRST_ITERATIONS)[1])
-        for index, name in enumerate(self._convolutions, start=len(self._groups)):
+                self.register_buffer(f"low_{index}", _smallest(matrix, u, _FIRST_ITERATIONS)[3])
+        for index, name in enumerate(self._convolutions, start=len(self._matrices)):
             layer, weight = self._convolution(backbone, name)
             assert sizes is not None
             v = unit((1, layer.in_channels, *sizes[name].size), weight)
             v = _convolution_largest(layer, weight, v, _FIRST_ITERATIONS)[1]
             self.register_buffer(f"u_{index}", v)
 
-    def _matrices(self, backbone: nn.Module) -> Iterator[Tensor]:
-        """For each shape of block one batch (layers * groups, rows, columns)."""
-        for shape, getters in zip(self._shapes, self._groups, strict=True):
-            try:
-                blocks = [_wide(get(backbone)).reshape(shape) for get in getters]
-            except (AttributeError, RuntimeError) as error:
-                raise self._other_backbone(error) from error
-            yield blocks[0] if len(blocks) == 1 else torch.cat(blocks)
-
-    def _convolution(self, backbone: nn.Module, name: str) -> tuple[nn.Conv2d, Tensor]:
+    def _weight(self, backbone: nn.Module, name: str) -> Tensor:
         try:
-            weight = attrgetter(name)(backbone)
-            return backbone.get_submodule(name.rpartition(".")[0]), _wide(weight)  # type: ignore[return-value]
+            return _wide(attrgetter(name)(backbone))
         except AttributeError as error:
             raise self._other_backbone(error) from error
 
+    def _matrix(self, backbone: nn.Module, name: str) -> tuple[Tensor, Tensor]:
+        weight = self._weight(backbone, name)
+        matrix = _as_matrix(weight.detach(), self._matrices[name][0])
+        if matrix.shape != self._matrices[name]:
+            raise self._other_backbone(f"{name} is {tuple(weight.shape)}")
+        return weight, matrix
+
+    def _convolution(self, backbone: nn.Module, name: str) -> tuple[nn.Conv2d, Tensor]:
+        weight = self._weight(backbone, name)
+        return backbone.get_submodule(name.rpartition(".")[0]), weight  # type: ignore[return-value]
+
     @staticmethod
-    def _other_backbone(error: Exception) -> IECLError:
+    def _other_backbone(error: object) -> IECLError:
         return IECLError(f"spectral regulariser: built for another backbone ({error})")
 
     def _read(self, name: str, like: Tensor) -> Tensor:
@@ -368,29 +370,71 @@ def load_parametrized_state(module: nn.Module, state: dict[str, Tensor]) -> None
 # --- vectors and matrices
 
 
-def _largest(matrix: Tensor, u: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """sigma_max (n,) and its left vectors (n, rows) of matrices (n, rows, columns), from ``u``."""
+class _SingularValue(torch.autograd.Function):
+    """sigma = u^T W v with u and v held fixed, for each block of a weight.
+
+    By hand, since autograd would keep a copy of every weight for it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, sigma: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        ctx.save_for_backward(u, v)
+        ctx.shape, ctx.transposed = weight.shape, _channels_last(weight)
+        return sigma
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None, None, None]:
+        u, v = ctx.saved_tensors
+        matrix = (grad[0].unsqueeze(1) * u).unsqueeze(2) * v.unsqueeze(1)
+        if not ctx.transposed:
+            return matrix.reshape(ctx.shape), None, None, None
+        out, channels, height, width = ctx.shape
+        kernel = matrix.reshape(out, height, width, channels).permute(0, 3, 1, 2)
+        return kernel, None, None, None
+
+
+def _channels_last(weight: Tensor) -> bool:
+    return (
+        weight.ndim == 4
+        and not weight.is_contiguous()
+        and weight.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def _as_matrix(weight: Tensor, groups: int) -> Tensor:
+    """(groups, rows, columns), without a copy: the columns' order is of no consequence."""
+    if _channels_last(weight):
+        weight = weight.permute(0, 2, 3, 1)
+    return weight.reshape(groups, weight.shape[0] // groups, -1)
+
+
+@torch.no_grad()
+def _largest(matrix: Tensor, u: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """sigma_max (n,), left and right vectors of matrices (n, rows, columns), from ``u``."""
     for _ in range(iterations):
-        with torch.no_grad():
-            v = F.normalize(_left(u, matrix), dim=1)
+        v = F.normalize(_left(u, matrix), dim=1)
         image = _right(matrix, v)
-        u = _unit(image.detach(), u)
-    return torch.linalg.vector_norm(image, dim=1), u
+        u = _unit(image, u)
+    return torch.linalg.vector_norm(image, dim=1), u, v
 
 
-def _smallest(matrix: Tensor, u: Tensor, iterations: int = 1) -> tuple[Tensor, Tensor]:
-    """sigma_min (n,) of matrices (n, rows, columns) and its vectors on the shorter side."""
+@torch.no_grad()
+def _smallest(
+    matrix: Tensor, u: Tensor, iterations: int = 1
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """sigma_min (n,), left and right vectors, and the one on the shorter side, from ``u``."""
     wide = matrix.shape[1] <= matrix.shape[2]
-    with torch.no_grad():
-        gram = torch.bmm(matrix, matrix.mT) if wide else torch.bmm(matrix.mT, matrix)
-        diagonal = gram.diagonal(dim1=1, dim2=2)
-        # The shift keeps Cholesky safe when sigma_min is nearly zero, and leaves the vectors be.
-        diagonal += 1e-5 * diagonal.mean(1, keepdim=True) + torch.finfo(gram.dtype).eps
-        factor = torch.linalg.cholesky_ex(gram).L
-        for _ in range(iterations):
-            u = _unit(torch.cholesky_solve(u.unsqueeze(2), factor).squeeze(2), u)
+    gram = torch.bmm(matrix, matrix.mT) if wide else torch.bmm(matrix.mT, matrix)
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    # The shift keeps Cholesky safe when sigma_min is nearly zero, and leaves the vectors be.
+    diagonal += 1e-5 * diagonal.mean(1, keepdim=True) + torch.finfo(gram.dtype).eps
+    factor = torch.linalg.cholesky_ex(gram).L
+    for _ in range(iterations):
+        u = _unit(torch.cholesky_solve(u.unsqueeze(2), factor).squeeze(2), u)
     image = _left(u, matrix) if wide else _right(matrix, u)
-    return torch.linalg.vector_norm(image, dim=1), u
+    other = F.normalize(image, dim=1)
+    left, right = (u, other) if wide else (other, u)
+    return torch.linalg.vector_norm(image, dim=1), left, right, u
 
 
 def _convolution_largest(
@@ -419,8 +463,6 @@ def _convolve(layer: nn.Conv2d, weight: Tensor, x: Tensor) -> Tensor:
     return layer._conv_forward(x, weight, None)
 
 
-# In these forms the gradient of the matrix comes out contiguous; a transposed one costs four times
-# the whole penalty when it is added to the weight's.
 def _left(vector: Tensor, matrix: Tensor) -> Tensor:
     return torch.bmm(vector.unsqueeze(1), matrix).squeeze(1)
 

@@ -156,6 +156,42 @@ def test_no_penalty_within_the_bounds() -> None:
     assert SpectralRegularizer(network)(network) == 0
 
 
+@pytest.mark.parametrize("mode", ["penalty", "bilipschitz"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gradient_is_the_singular_values_own_in_either_memory_format(
+    mode: str, groups: int
+) -> None:
+    torch.manual_seed(2)
+    layer = nn.Conv2d(4, 6, 3, groups=groups).double()
+    regularizer = SpectralRegularizer(layer, mode, power_iterations=200, sigma_min_floor=1.0)
+    weight = layer.weight.detach().clone().mul_(2).requires_grad_()
+    values = torch.linalg.svdvals(weight.reshape(groups, 6 // groups, -1))
+    slow = (values.max() - 1).relu().square()
+    if mode == "bilipschitz":
+        slow = slow + (1 - values.min()).relu().square()
+    (expected,) = torch.autograd.grad(slow, weight)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        with torch.no_grad():
+            layer.weight.data = weight.detach().clone(memory_format=memory_format)
+        for _ in range(60):  # the smallest is followed one step a call
+            penalty = regularizer(layer)
+        (gradient,) = torch.autograd.grad(penalty, layer.weight)
+        torch.testing.assert_close(penalty, slow, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_nothing_of_a_weights_size_is_kept_for_the_backward_pass() -> None:
+    network = nn.Sequential(nn.Conv2d(16, 32, 3), nn.Conv2d(32, 64, 3))
+    network = network.to(memory_format=torch.channels_last)
+    regularizer = SpectralRegularizer(network)
+    sizes: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: sizes.append(t.numel()) or t, lambda t: t
+    ):
+        regularizer(network)
+    assert 0 < max(sizes) <= 32 * 9  # a right vector of the second layer
+
+
 def test_warm_start_converges_to_svd_over_calls() -> None:
     torch.manual_seed(1)
     layer = nn.Linear(40, 30).double()

@@ -1,0 +1,170 @@
+"""A report's first sentence: what the seeds show, and no more."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from iecl_solo.benchmark.results import Results, cost_rows, count, listed
+from iecl_solo.benchmark.statistics import (
+    MIN_SEEDS,
+    Difference,
+    caution,
+    holm,
+    paired_difference,
+    pairs,
+    summarize,
+    summary_table,
+)
+from iecl_solo.benchmark.tables import better, interval, is_cost, name, number, p_value, unit
+
+#: What step time and peak memory may be of the baseline's.
+BAR = 1.05
+
+
+def state(results: Results) -> str:
+    """How much of the grid is there, in words; empty when all of it is."""
+    n = Counter(results.cells["status"])
+    total = len(results.cells) + len(results.missing)
+    if n["done"] == total:
+        return ""
+    parts = [f"{n['done']} of {count(total, 'run')} done"]
+    parts += [f"{n['failed']} failed"] if n["failed"] else []
+    parts += [f"{n['running']} running or interrupted"] if n["running"] else []
+    parts += [f"{len(results.missing)} not started"] if results.missing else []
+    return ", ".join(parts)
+
+
+def overall(results: Results, measure: str) -> list[tuple[str, str, int, Difference, float]]:
+    """Each arm's difference over all settings: each seed's mean over settings, then over seeds.
+
+    Returns:
+        (arm, against, settings, difference, Holm's p); a seed counts if it has every setting that
+        the arm has.
+    """
+    both = pairs(results.of(measure), ["setting"])
+    found: list[tuple[str, str, int, Difference]] = []
+    for (arm, other), group in both.groupby(["arm", "against"], sort=False):
+        wide = group.assign(d=group["value"] - group["baseline"])
+        wide = wide.pivot_table(index="seed", columns="setting", values="d").dropna()
+        per_seed = wide.mean(axis=1).to_numpy()
+        difference = paired_difference(per_seed, np.zeros(len(per_seed)))
+        found.append((str(arm), str(other), wide.shape[1], difference))
+    found.sort(key=lambda row: results.arms.index(row[0]))
+    corrected = holm([row[3].p for row in found])
+    return [(*row, float(p)) for row, p in zip(found, corrected, strict=True)]
+
+
+def _amount(measure: str, difference: Difference) -> str:
+    points = " points" if unit(measure) == "%" else f" {unit(measure)}" if unit(measure) else ""
+    words = f"{number(measure, difference.mean, difference.sd, sign=True)}{points}"
+    if math.isfinite(difference.low):
+        words += f" (95 % interval {interval(measure, difference, sign=True)})"
+    return words
+
+
+def _is(arms: Sequence[str]) -> str:
+    return f"{listed(arms)} {'is' if len(arms) == 1 else 'are'}"
+
+
+def _answer_of_one(
+    measure: str, arm: str, other: str, n: int, difference: Difference, p: float
+) -> str:
+    where = f", averaged over {n} settings" if n > 1 else ""
+    seeds = count(difference.n, "seed")
+    if not difference.n:
+        return f"No seed of {arm} and {other} has every setting yet."
+    if why := caution(difference, p):
+        if difference.n >= MIN_SEEDS:
+            seeds += f", p = {p_value(difference.p)}" if math.isfinite(difference.p) else f": {why}"
+        return (
+            f"No difference can be told from {seeds}: in {name(measure)} {arm} stands at "
+            f"{_amount(measure, difference)} from {other}{where}."
+        )
+    up, down = ("ahead of", "behind") if better(measure) else ("above", "below")
+    return (
+        f"{arm} is {up if difference.mean > 0 else down} {other} in {name(measure)} by "
+        f"{_amount(measure, difference)}{where}; {seeds}, paired t, p = {p_value(p)}."
+    )
+
+
+def _answer_of_many(measure: str, rows: Sequence[tuple[str, str, int, Difference, float]]) -> str:
+    told = [row for row in rows if not caution(row[3], row[4])]
+    up = [row[0] for row in told if row[3].mean > 0]
+    down = [row[0] for row in told if row[3].mean < 0]
+    rest = [row[0] for row in rows if row not in told]
+    seeds = sorted({row[3].n for row in rows})
+    n = count(seeds[-1], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    largest = max(rows, key=lambda row: abs(row[3].mean) if row[3].n else -1.0)
+    far = f"the largest difference is {_amount(measure, largest[3])}, {largest[0]}"
+    if not told:
+        return (
+            f"No difference can be told from {n}: in {name(measure)} none of {len(rows)} arms can "
+            f"be told from its baseline; {far}."
+        )
+    above, below = ("ahead of", "behind") if better(measure) else ("above", "below")
+    parts = [f"{_is(up)} {above}"] if up else []
+    parts += [f"{_is(down)} {below}"] if down else []
+    sentence = f"In {name(measure)} {' and '.join(parts)} the baseline"
+    if rest:
+        sentence += f", and {listed(rest)} cannot be told from it"
+    return f"{sentence}; {far} ({n}, paired t, Holm-corrected)."
+
+
+def _answer_of_cost(results: Results) -> str:
+    rows = cost_rows(results)
+    arms = [arm for arm in results.arms if arm in {row["arm"] for row in rows}]
+    worst = {
+        arm: {
+            key: max((r[key] for r in rows if r["arm"] == arm and r[key] == r[key]), default=None)
+            for key in ("time_ratio", "memory_ratio")
+        }
+        for arm in arms
+        if results.against.get(arm) is not None
+    }
+    words = []
+    for arm, ratios in worst.items():
+        parts = [
+            f"{ratios[key]:.3f} × the {what}"
+            for key, what in (("time_ratio", "step time"), ("memory_ratio", "peak memory"))
+            if ratios[key] is not None
+        ]
+        above = any(ratio is not None and ratio > BAR for ratio in ratios.values())
+        if parts:
+            words.append(f"{arm} takes {' and '.join(parts)} ({'above' if above else 'within'})")
+    if not words:
+        return "No ratio to a baseline has been measured."
+    sentence = f"Against a bar of {BAR} × the baseline, {listed(words, most=8)}"
+    return f"{sentence}; the largest over all settings and devices."
+
+
+def answer(results: Results) -> str:
+    """One sentence, with its interval, that claims no more than the seeds show."""
+    progress = state(results)
+    so_far = f"So far ({progress}): " if progress else ""
+    measure = results.primary
+    if results.runs.empty or measure is None:
+        return f"Nothing can be said yet: {progress or 'the store holds no run'}."
+    if is_cost(measure):
+        return so_far + _answer_of_cost(results)
+    if results.of(measure).empty:
+        return so_far + f"no run has measured {name(measure)}, which the question is about."
+    if rows := overall(results, measure):
+        if len(rows) == 1:
+            return so_far + _answer_of_one(measure, *rows[0])
+        return so_far + _answer_of_many(measure, rows)
+    table = summary_table(results.of(measure), ["setting"])
+    table = table.dropna(subset=["mean"]).sort_values("mean")
+    if table.empty:
+        return so_far + f"no run has a finite {name(measure)}."
+    best = table.iloc[-1]
+    summary = summarize(results.values(measure, best["setting"], best["arm"]))
+    where = f" (95 % interval {interval(measure, summary)})" if summary.n > 1 else ""
+    return so_far + (
+        f"no run and its baseline are both there, so no difference is tested; the highest "
+        f"{name(measure)} is {number(measure, summary.mean, summary.sd)}{where}, {best['arm']}, "
+        f"{count(summary.n, 'seed')}."
+    )
