@@ -122,11 +122,11 @@ def test_cautions():
     two = paired_difference([1.0, 1.0001], [0.0, 0.0])
     assert two.n == MIN_SEEDS - 1 and two.p < 1e-3
     assert caution(two, two.p) == "2 seeds: too few to tell"
-    assert "among this table's" in caution(paired_difference(clear, zero), 0.06)
+    assert "not after Holm" in caution(paired_difference(clear, zero), 0.06)
     unclear = paired_difference([1.0, -2.0, 3.0], zero)
     least = detectable_difference(3, unclear.sd)
     assert least > unclear.mean
-    assert caution(unclear, 1.0).endswith(f"from {least:.3g} on")
+    assert caution(unclear, 1.0).endswith(f"show {least:.3g} or more)")
 
 
 def runs() -> pd.DataFrame:

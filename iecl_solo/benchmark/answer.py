@@ -66,28 +66,35 @@ def _amount(measure: str, difference: Difference) -> str:
     return words
 
 
-def _is(arms: Sequence[str]) -> str:
-    return f"{listed(arms)} {'is' if len(arms) == 1 else 'are'}"
+def _base(arms: Sequence[str]) -> str:
+    return "its baseline" if len(arms) == 1 else "their baselines"
+
+
+def _stand(arms: Sequence[str], where: str) -> str:
+    return f"{listed(arms)} {'is' if len(arms) == 1 else 'are'} {where} {_base(arms)}"
+
+
+def _over(settings: int) -> str:
+    return f", averaged over {settings} settings" if settings > 1 else ""
 
 
 def _answer_of_one(
-    measure: str, arm: str, other: str, n: int, difference: Difference, p: float
+    measure: str, arm: str, other: str, settings: int, difference: Difference, p: float
 ) -> str:
-    where = f", averaged over {n} settings" if n > 1 else ""
     seeds = count(difference.n, "seed")
     if not difference.n:
         return f"No seed of {arm} and {other} has every setting yet."
     if why := caution(difference, p):
         if difference.n >= MIN_SEEDS:
-            seeds += f", p = {p_value(difference.p)}" if math.isfinite(difference.p) else f": {why}"
+            seeds += f" ({f'p = {p_value(p)}' if math.isfinite(p) else why})"
         return (
             f"No difference can be told from {seeds}: in {name(measure)} {arm} stands at "
-            f"{_amount(measure, difference)} from {other}{where}."
+            f"{_amount(measure, difference)} from {other}{_over(settings)}."
         )
     up, down = ("ahead of", "behind") if better(measure) else ("above", "below")
     return (
         f"{arm} is {up if difference.mean > 0 else down} {other} in {name(measure)} by "
-        f"{_amount(measure, difference)}{where}; {seeds}, paired t, p = {p_value(p)}."
+        f"{_amount(measure, difference)}{_over(settings)}; {seeds}, paired t, p = {p_value(p)}."
     )
 
 
@@ -99,19 +106,19 @@ def _answer_of_many(measure: str, rows: Sequence[tuple[str, str, int, Difference
     seeds = sorted({row[3].n for row in rows})
     n = count(seeds[-1], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     largest = max(rows, key=lambda row: abs(row[3].mean) if row[3].n else -1.0)
-    far = f"the largest difference is {_amount(measure, largest[3])}, {largest[0]}"
+    far = (
+        f"the largest difference is {_amount(measure, largest[3])}, {largest[0]}{_over(largest[2])}"
+    )
     if not told:
         return (
             f"No difference can be told from {n}: in {name(measure)} none of {len(rows)} arms can "
             f"be told from its baseline; {far}."
         )
     above, below = ("ahead of", "behind") if better(measure) else ("above", "below")
-    parts = [f"{_is(up)} {above}"] if up else []
-    parts += [f"{_is(down)} {below}"] if down else []
-    sentence = f"In {name(measure)} {' and '.join(parts)} the baseline"
+    parts = [_stand(arms, where) for arms, where in ((up, above), (down, below)) if arms]
     if rest:
-        sentence += f", and {listed(rest)} cannot be told from it"
-    return f"{sentence}; {far} ({n}, paired t, Holm-corrected)."
+        parts.append(f"{listed(rest)} cannot be told from {_base(rest)}")
+    return f"In {name(measure)}, {', '.join(parts)}; {far} ({n}, paired t, Holm-corrected)."
 
 
 def _answer_of_cost(results: Results) -> str:
@@ -144,7 +151,9 @@ def _answer_of_cost(results: Results) -> str:
 def answer(results: Results) -> str:
     """One sentence, with its interval, that claims no more than the seeds show."""
     progress = state(results)
-    so_far = f"So far ({progress}): " if progress else ""
+    done = int((results.cells["status"] == "done").sum())
+    total = len(results.cells) + len(results.missing)
+    so_far = f"So far ({done} of {count(total, 'run')}): " if progress else ""
     measure = results.primary
     if results.runs.empty or measure is None:
         return f"Nothing can be said yet: {progress or 'the store holds no run'}."

@@ -1,4 +1,4 @@
-"""The report's figures: drawn once, for a paper (PDF), a file (SVG) and a page, light or dark."""
+"""The report's figures: drawn once, as SVG, for a file and for a page, light or dark."""
 
 from __future__ import annotations
 
@@ -43,7 +43,6 @@ MARKERS = "os^DvPX"
 # are names from configurations, so that a $ in one is a $.
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "pdf.fonttype": 42,
     "text.parse_math": False,
     "font.size": 8.5,
     "axes.labelsize": 8.5,
@@ -73,13 +72,12 @@ WIDTH = 4.0  # inches: legible without scaling on a telephone, two or three besi
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: file name, heading, what it shows in words, and its two forms."""
+    """A figure: file name, heading, what it shows in words, and its SVG."""
 
     name: str
     title: str
     caption: str
     svg: str
-    pdf: bytes
 
     @property
     def inline(self) -> str:
@@ -144,12 +142,11 @@ def picture(
         if grid == "x" or grid == "y":
             axes.grid(True, axis=grid)
         draw(axes)
-        svg, pdf = io.StringIO(), io.BytesIO()
+        svg = io.StringIO()
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-        figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
     # as a file it may be shown on a dark page, and its ink is dark
     document = svg.getvalue().replace("<svg ", '<svg style="background: #fff" ', 1)
-    return Picture(name, title, caption, document, pdf.getvalue())
+    return Picture(name, title, caption, document)
 
 
 @dataclass(frozen=True)

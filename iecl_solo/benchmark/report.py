@@ -47,6 +47,7 @@ from iecl_solo.benchmark.tables import (
     Table,
     better,
     escape_markdown,
+    heading,
     interval,
     is_cost,
     latex,
@@ -107,7 +108,7 @@ def main_table(results: Results, measure: str) -> Table:
         rows = [[*_labels(results, i), *(entry(i, arm) for arm in arms)] for i in settings]
         align = "l" * len(results.setting_head) + "r" * len(arms)
     data = summary_table(runs, ["setting"])
-    spread = "mean ± standard deviation" if n > 1 else "one value"
+    spread = "Mean ± standard deviation" if n > 1 else "One value"
     caption = f"{title(measure)}: {spread} over {count(n, 'seed')}"
     caption += (
         ", n = as given where fewer." if any(0 < s.n < n for s in summaries.values()) else "."
@@ -116,10 +117,12 @@ def main_table(results: Results, measure: str) -> Table:
         caption += f" Bold: the {'highest' if better(measure) > 0 else 'lowest'} mean."
     if any(cautions.values()):
         caption += (
-            " ≈: no difference from its baseline can be told (paired t test, Holm-corrected over "
-            f"the table of differences, p ≥ 0.05, or fewer than {MIN_SEEDS} seeds)."
+            " ≈: no difference from its baseline can be told (paired t test, Holm-corrected, "
+            f"p ≥ 0.05, or fewer than {MIN_SEEDS} seeds)."
         )
-    return Table(slug(measure), name(measure), caption, head, rows, align, _expand(results, data))
+    return Table(
+        slug(measure), heading(title(measure)), caption, head, rows, align, _expand(results, data)
+    )
 
 
 def _expand(results: Results, frame: pd.DataFrame) -> pd.DataFrame:
@@ -155,21 +158,20 @@ def differences_table(results: Results, measure: str) -> Table:
                 Cell(interval(measure, difference, sign=True)),
                 Cell(p_value(row["p"])),
                 Cell(p_value(row["p_holm"])),
-                Cell(row["caution"] or "told apart"),
+                Cell(row["caution"] or ("higher" if difference.mean > 0 else "lower")),
             ]
         )
     points = " (points)" if unit(measure) == "%" else f" ({unit(measure)})" * bool(unit(measure))
     head = [*results.setting_head, "comparison", "n", f"difference{points}", "95 % interval"]
     caption = (
         "Paired by seed: same initial weights, order of data and augmentations. 95 % t interval; "
-        f"p of the paired t test, and after Holm's correction over these {len(rows)} comparisons. "
-        f"Bold: corrected p < 0.05 with at least {MIN_SEEDS} seeds. Where nothing is told apart, "
-        "the verdict gives the smallest difference that as many seeds with this spread show with "
-        "a power of 80 %."
+        f"p of the paired t test, and after Holm's correction over {count(len(rows), 'comparison')}"
+        f". Bold: corrected p < 0.05 with at least {MIN_SEEDS} seeds. Where nothing is told apart, "
+        "the verdict gives the difference that as many seeds of this spread show 4 times in 5."
     )
     return Table(
         f"{slug(measure)}-differences",
-        f"{name(measure)}: differences",
+        heading(f"{name(measure)}, differences"),
         caption,
         [*head, "p", "p (Holm)", "verdict"],
         rows,
@@ -228,7 +230,7 @@ def measure_section(results: Results, measure: str) -> Section:
     if len(results.differences(measure)):
         tables.append(differences_table(results, measure))
         pictures.append(forest_picture(results, measure))
-    return Section(slug(measure), title(measure), tables=tables, pictures=pictures)
+    return Section(slug(measure), heading(title(measure)), tables=tables, pictures=pictures)
 
 
 # Accuracy against batch size, and sensitivity
@@ -300,7 +302,7 @@ def batch_section(results: Results, measure: str) -> Section | None:
             pictures.append(
                 picture(
                     f"batch-size-{slug('-'.join(rest))}-{j}",
-                    f"{name(measure)} against batch size, {', '.join(rest)}",
+                    heading(f"{name(measure)} against batch size, {', '.join(rest)}"),
                     caption,
                     partial(
                         figures.bars,
@@ -353,7 +355,7 @@ def trend_table(
                 Cell(interval(measure, difference, sign=True)),
                 Cell(p_value(difference.p)),
                 Cell(p_value(float(p))),
-                Cell(why or "changes"),
+                Cell(why or ("grows" if difference.mean > 0 else "shrinks")),
             ]
         )
         data.append(
@@ -568,7 +570,7 @@ def _curve_pictures(results: Results, measure: str, setting: int) -> list[Pictur
         found.append(
             picture(
                 f"curve-{slug(measure)}-{setting}-{j}",
-                f"{name(measure)}, {results.setting_text(setting)}",
+                heading(f"{name(measure)}, {results.setting_text(setting)}"),
                 "Mean over seeds; the band is one standard deviation to each side.",
                 partial(figures.bands, lines=lines, x="epoch", y=title(measure)),
                 grid="y",
@@ -810,9 +812,7 @@ def missing_section(results: Results) -> Section | None:
         "l" * len(head),
         pd.DataFrame([[cell.text for cell in row] for row in rows], columns=head),
     )
-    progress = state(results)
-    words = [f"{progress[0].upper()}{progress[1:]}."] if progress else []
-    return Section("missing", "What is missing", words, [table])
+    return Section("missing", "What is missing", tables=[table])
 
 
 @dataclass(frozen=True)
@@ -916,10 +916,10 @@ def _environment(escape: bool) -> jinja2.Environment:
     return environment
 
 
-def _write(path: Path, content: str | bytes) -> None:
+def _write(path: Path, content: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    part.write_bytes(content if isinstance(content, bytes) else content.encode())
+    part.write_text(content, encoding="utf-8")
     os.replace(part, path)
 
 
@@ -956,7 +956,6 @@ def write_report(store: Store, to: Path) -> Path:
         _write(to / "tables" / "runs.csv", frame.to_csv(index=False))
     for figure in pictures:
         _write(to / "figures" / f"{figure.name}.svg", figure.svg)
-        _write(to / "figures" / f"{figure.name}.pdf", figure.pdf)
     versions = [v for v in results.cells["versions"] if isinstance(v, dict)]
     devices = Counter(d for d in results.cells["device"] if isinstance(d, str))
     context = {

@@ -170,7 +170,7 @@ def caution(difference: Difference, p_holm: float) -> str:
         >>> caution(paired_difference([92.0], [91.0]), float("nan"))
         '1 seed: too few to tell'
         >>> caution(paired_difference([92.0, 93.5, 92.5], [91.0, 92.0, 92.0]), 0.0742)
-        'not told apart: 3 seeds of this spread show differences from 1.63 on'
+        'not told apart (3 seeds can show 1.63 or more)'
     """
     n = difference.n
     if n < MIN_SEEDS:
@@ -179,8 +179,8 @@ def caution(difference: Difference, p_holm: float) -> str:
         return "the same difference at every seed: a t test does not apply"
     if difference.p >= ALPHA:
         least = detectable_difference(n, difference.sd)
-        return f"not told apart: {n} seeds of this spread show differences from {least:.3g} on"
-    return "" if p_holm < ALPHA else "told apart on its own, not among this table's comparisons"
+        return f"not told apart ({n} seeds can show {least:.3g} or more)"
+    return "" if p_holm < ALPHA else "p < 0.05 alone, not after Holm's correction"
 
 
 def summary_table(runs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

@@ -87,6 +87,17 @@ def title(measure: str) -> str:
     return f"{name(measure)} ({unit(measure)})" if unit(measure) else name(measure)
 
 
+def heading(words: str) -> str:
+    """Words with a capital in front, but for names that have none.
+
+    Example:
+        >>> heading("linear probe top-1"), heading("k-NN top-1"), heading("my_measure")
+        ('Linear probe top-1', 'k-NN top-1', 'my_measure')
+    """
+    first = words.partition(" ")[0]
+    return words if first == "k-NN" or "_" in first else words[:1].upper() + words[1:]
+
+
 def better(measure: str) -> int:
     """1 where more is better, -1 where less is, 0 where neither can be said."""
     return 1 if re.search(r"_acc\d", measure) else -1 if is_cost(measure) else 0
@@ -202,6 +213,16 @@ class Table:
         """How many columns name the row."""
         return len(self.align) - len(self.align.lstrip("l"))
 
+    @property
+    def lead(self) -> str:
+        """The heading, as it stands before the caption."""
+        return self.title if self.title.endswith("?") else f"{self.title}."
+
+    @property
+    def marked(self) -> bool:
+        """Whether any entry has a mark, for which all must leave room."""
+        return any(cell.mark for row in self.rows for cell in row)
+
 
 _LATEX: dict[str | int, str | int | None] = {
     **{c: "\\" + c for c in "&%$#_{}"},
@@ -260,7 +281,7 @@ def latex(table: Table) -> str:
         position="t",
         position_float="centering",
         hrules=True,
-        caption=escape_latex(f"{table.title}. {table.caption}"),
+        caption=escape_latex(f"{table.lead} {table.caption}"),
         label=f"tab:{table.name}",
     )
 

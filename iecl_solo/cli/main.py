@@ -18,10 +18,14 @@ HYDRA_COMMANDS = {
     "knn": ("knn", "knn", "classify by nearest neighbours in a backbone's features"),
 }
 
+#: Grids of runs: Hydra's jobs are their cells.
+BENCHMARK = {"benchmark": ("run a grid of them over seeds; one store, one report",)}
+
 #: Commands with plain arguments.
 PLAIN_COMMANDS = {
     "export": ("export", "write a checkpoint's backbone, or its SAIB, as safetensors"),
     "inspect": ("inspect", "measure a finished run's entropies, and draw them"),
+    "report": ("report", "write what a benchmark's rows say: a page, Markdown, LaTeX, CSV"),
     "digits": ("digits", "write scikit-learn's digits as a folder of images"),
     "install-host": ("install_host", "install solo-learn, from the index, GitHub or a path"),
     "doctor": ("doctor", "say what is installed, what was patched and what is missing"),
@@ -30,7 +34,9 @@ PLAIN_COMMANDS = {
 
 def usage() -> str:
     """The text of ``iecl-solo --help``."""
-    commands = {name: entry[-1] for name, entry in (HYDRA_COMMANDS | PLAIN_COMMANDS).items()}
+    commands = {
+        name: entry[-1] for name, entry in (HYDRA_COMMANDS | BENCHMARK | PLAIN_COMMANDS).items()
+    }
     lines = [f"  {name:<14}{what}" for name, what in commands.items()]
     return "\n".join(
         [
@@ -56,13 +62,17 @@ def _dispatch(command: str, arguments: list[str]) -> int:
 
         module, folder, what = HYDRA_COMMANDS[command]
         return run(command, f"iecl_solo.cli.{module}", folder, what, arguments)
+    if command in BENCHMARK:
+        from iecl_solo.cli.benchmark import run as run_benchmark
+
+        return run_benchmark(arguments)
     if command in PLAIN_COMMANDS:
         name, what = PLAIN_COMMANDS[command]
         module_object = importlib.import_module(f"iecl_solo.cli.{name}")
         parser = argparse.ArgumentParser(prog=f"iecl-solo {command}", description=what)
         module_object.add_arguments(parser)
         return module_object.run(parser.parse_args(arguments))
-    raise unknown_name("command", command, [*HYDRA_COMMANDS, *PLAIN_COMMANDS])
+    raise unknown_name("command", command, [*HYDRA_COMMANDS, *BENCHMARK, *PLAIN_COMMANDS])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
