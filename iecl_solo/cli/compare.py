@@ -1,4 +1,4 @@
-"""``iecl-solo compare``: a method and its IE-CL twin, same seed, same batches, one table."""
+"""``iecl-solo compare``: a method and its twin, same seed, same batches, one table."""
 
 from __future__ import annotations
 
@@ -22,30 +22,36 @@ from iecl_solo.cli.quiet import quiet
 from iecl_solo.cli.runs import Run, read_json
 from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.load import load_method, read_pretrained
-from iecl_solo.evaluate.pictures import plot_curves, plot_saib, read_metrics
+from iecl_solo.evaluate.pictures import is_term, plot_curves, plot_saib, read_metrics
 from iecl_solo.evaluate.protocol import EvaluationConfig
 from iecl_solo.evaluate.run import EVALUATION, evaluate
-from iecl_solo.registry import check_method, complete_objective
+from iecl_solo.registry import (
+    check_method,
+    choose_objectives,
+    complete_objective,
+    split_method,
+)
 from iecl_solo.solo.build import build_model
 from iecl_solo.solo.config import parse_block, plain
 from iecl_solo.solo.data import pretrain_loader
 from iecl_solo.solo.host import find_host
 from iecl_solo.solo.settings import prepare_pretrain, require
-
-TWIN = "iecl_"
+from iecl_solo.solo.wrapper import objectives
 
 
 def twins(cfg: DictConfig) -> tuple[DictConfig, DictConfig]:
-    """The baseline's and the twin's configuration; all but the objective is shared."""
+    """The baseline's and the twin's configuration; all but the objectives is shared.
+
+    The twin carries what the method's name says, and IE-CL if it says nothing.
+    """
     require(cfg, ["method"])
-    plain = cfg.method.removeprefix(TWIN)
+    carried, _ = split_method(cfg.method)
     both = []
-    for method in (plain, TWIN + plain):
+    for names in ([], carried or ["iecl"]):
         own = copy.deepcopy(cfg)
         OmegaConf.set_struct(own, False)
-        own.method = method
-        if method == plain:
-            own.pop("iecl", None)
+        own.objectives = names
+        choose_objectives(own)
         own.pop("evaluation", None)
         both.append(own)
     return both[0], both[1]
@@ -96,20 +102,22 @@ def in_own_process(target: Callable[..., None], *args: Any) -> None:
 def table(runs: list[Run]) -> pd.DataFrame:
     """One row a run, baseline first: accuracy, loss terms, cost, entropy."""
     rows = []
+    carried, _ = split_method(runs[-1].args["method"])
+    entropy = "H(Z') nats" if "iecl" in carried else "H(Z) nats"
     for run in runs:
         result, scores = run.result, read_json(run.folder / EVALUATION)["metrics"]
         assert result is not None
         terms = {
             k.removeprefix("train_").removesuffix("_epoch"): v
             for k, v in result["metrics"].items()
-            if k.startswith("train_iecl_") and k.endswith("_epoch")
+            if is_term(k)
         }
         rows.append(
             {
                 "method": result["method"],
                 "k-NN %": scores["knn_acc1"],
                 "linear %": scores["linear_acc1"],
-                "H(Z') nats": scores["query_entropy"],
+                entropy: scores["query_entropy"],
                 **terms,
                 "s/step": result["seconds_per_step"],
                 "peak MB": result["peak_memory_bytes"] / 2**20,
@@ -166,8 +174,8 @@ def _pictures(runs: list[Run], names: list[str], folder: Path) -> None:
     )
     host = find_host()
     pretrained = read_pretrained(runs[1].checkpoint)
-    objective: Any = load_method(pretrained, host).eval().iecl
-    if objective.saib is None:
+    objective: Any = objectives(load_method(pretrained, host).eval()).get("iecl")
+    if objective is None or objective.saib is None:
         return
     torch.manual_seed(pretrained.cfg.seed)
     _, views, _ = next(iter(pretrain_loader(pretrained.cfg, host)))
@@ -192,6 +200,7 @@ def compare(cfg: DictConfig) -> pd.DataFrame:
     OmegaConf.set_struct(cfg, False)
     protocol = parse_block("evaluation", EvaluationConfig, cfg.get("evaluation"))
     require(cfg, ["method", "data.dataset", "data.val_path"])
+    choose_objectives(cfg)
     check_method(cfg.method)
     both = twins(cfg)
     title = str(both[0].get("name") or both[0].method)
@@ -212,13 +221,17 @@ def compare(cfg: DictConfig) -> pd.DataFrame:
     for raw in given:
         in_own_process(_train_and_evaluate, raw, asdict(protocol))
     frame = table(runs)
-    folder.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(folder / "table.csv")
-    _pictures(runs, [own.method for own in both], folder)
+    carried, _ = split_method(both[1].method)
+    # one baseline, and a report for each twin that it is compared with
+    report = folder if carried == ["iecl"] else folder / "_".join(carried)
+    report.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(report / "table.csv")
+    _pictures(runs, [own.method for own in both], report)
     seed = runs[0].args["seed"]
     show(frame, f"{title}, {cfg.max_epochs} epochs, seed {seed}, {host.describe()}")
     print(verdict(frame))
-    print(f"report: {folder} (table.csv, curves.png, saib.png)")
+    written = [n for n in ("table.csv", "curves.png", "saib.png") if (report / n).is_file()]
+    print(f"report: {report} ({', '.join(written)})")
     return frame
 
 

@@ -14,6 +14,7 @@ import torch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
+from iecl_solo.registry import OBJECTIVES
 from iecl_solo.saib import match_statistics
 
 # colour-blind safe, and told apart in grey
@@ -30,10 +31,18 @@ def read_metrics(run: Path) -> pd.DataFrame:
     return pd.concat(frames).groupby("epoch").last().sort_index()
 
 
+def is_term(column: str) -> bool:
+    """Whether a logged value is an objective's, its mean over an epoch."""
+    prefixes = tuple(f"train_{objective.name}_" for objective in OBJECTIVES)
+    return column.startswith(prefixes) and column.endswith("_epoch")
+
+
 def host_loss(metrics: pd.DataFrame) -> str | None:
     """The column of the host's own loss, whatever it calls it."""
     names = [c for c in metrics.columns if c.endswith(("_loss_epoch", "_sim_epoch"))]
-    own = [c for c in names if not c.startswith(("train_class", "train_momentum", "train_iecl"))]
+    own = [
+        c for c in names if not c.startswith(("train_class", "train_momentum")) and not is_term(c)
+    ]
     return own[0] if own else None
 
 
@@ -46,14 +55,7 @@ def plot_curves(runs: dict[str, pd.DataFrame], path: Path) -> None:
     first = next(iter(runs.values()))
     loss = host_loss(first)
     accuracy = "val_acc1" if "val_acc1" in first else "train_acc1_epoch"
-    terms = sorted(
-        {
-            c
-            for frame in runs.values()
-            for c in frame.columns
-            if c.startswith("train_iecl_") and c.endswith("_epoch")
-        }
-    )
+    terms = sorted({c for frame in runs.values() for c in frame.columns if is_term(c)})
     panels = [p for p in (loss, accuracy, *terms) if p is not None]
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
