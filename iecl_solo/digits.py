@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,13 @@ from PIL import Image
 
 from iecl_solo.errors import IECLError
 
-_NUM_IMAGES = 1797
 # what the folder was written with; it is written last, so a folder that has it is complete
 _MARKER = ".written"
 
 
-def _marker(image_size: int, test_fraction: float, seed: int) -> str:
-    return f"digits image_size={image_size} test_fraction={test_fraction} seed={seed}"
+def _marker(image_size: int, test_fraction: float, seed: int, classes: Sequence[int]) -> str:
+    which = "" if len(classes) == 10 else f" classes={list(classes)}"
+    return f"digits image_size={image_size} test_fraction={test_fraction} seed={seed}{which}"
 
 
 def _written_with(root: Path) -> str | None:
@@ -24,12 +25,17 @@ def _written_with(root: Path) -> str | None:
     return file.read_text() if file.is_file() else None
 
 
-def _is_complete(root: Path, marker: str) -> bool:
+def _is_complete(root: Path, marker: str, classes: Sequence[int]) -> bool:
+    from sklearn.datasets import load_digits
+
     images = sum(1 for _ in root.glob("t*/*/*.png"))
-    return _written_with(root) == marker and images == _NUM_IMAGES
+    wanted = np.isin(load_digits().target, classes).sum()
+    return _written_with(root) == marker and images == wanted
 
 
-def _write(root: Path, image_size: int, test_fraction: float, seed: int) -> None:
+def _write(
+    root: Path, image_size: int, test_fraction: float, seed: int, classes: Sequence[int]
+) -> None:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -40,6 +46,8 @@ def _write(root: Path, image_size: int, test_fraction: float, seed: int) -> None
     )
     in_train = set(train.tolist())
     for index, label in enumerate(labels):
+        if label not in classes:
+            continue
         folder = root / ("train" if index in in_train else "test") / str(label)
         folder.mkdir(parents=True, exist_ok=True)
         image = Image.fromarray(pixels[index]).resize(
@@ -49,7 +57,11 @@ def _write(root: Path, image_size: int, test_fraction: float, seed: int) -> None
 
 
 def write_digits(
-    root: str | Path, image_size: int = 32, test_fraction: float = 0.2, seed: int = 0
+    root: str | Path,
+    image_size: int = 32,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    classes: Sequence[int] | None = None,
 ) -> Path:
     """Write the 1,797 digits of scikit-learn's ``load_digits`` as ``root/{train,test}/<0-9>/``.
 
@@ -64,6 +76,7 @@ def write_digits(
         image_size: height and width of the images, in pixels.
         test_fraction: part of the images that goes to ``test``.
         seed: of the split.
+        classes: the digits to write; all ten if not given.
 
     Returns:
         ``root``.
@@ -83,11 +96,14 @@ def write_digits(
         raise IECLError(f"digits: image_size {image_size} is not allowed, at least 8 is")
     if not 0.01 <= test_fraction <= 0.99:
         raise IECLError(f"digits: test_fraction {test_fraction} is not allowed, 0.01 to 0.99 is")
-    marker = _marker(image_size, test_fraction, seed)
-    if _is_complete(root, marker):
+    classes = sorted(set(range(10) if classes is None else classes))
+    if not classes or not set(classes) <= set(range(10)):
+        raise IECLError(f"digits: classes {classes} are not allowed, 0 to 9 are")
+    marker = _marker(image_size, test_fraction, seed, classes)
+    if _is_complete(root, marker, classes):
         return root
     if _written_with(root) == marker:
-        _write(root, image_size, test_fraction, seed)
+        _write(root, image_size, test_fraction, seed, classes)
         return root
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise IECLError(
@@ -96,12 +112,12 @@ def write_digits(
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
         new = Path(temporary) / root.name
-        _write(new, image_size, test_fraction, seed)
+        _write(new, image_size, test_fraction, seed, classes)
         (new / _MARKER).write_text(marker)
         try:
             new.replace(root)
         except OSError:
             # another process may have been faster
-            if not _is_complete(root, marker):
+            if not _is_complete(root, marker, classes):
                 raise
     return root

@@ -169,11 +169,7 @@ class Step:
         activity = [torch.profiler.ProfilerActivity.CPU]
         with torch.profiler.profile(activities=activity, profile_memory=True) as profile:
             self()
-        events = [
-            e
-            for e in profile.profiler.kineto_results.events()  # type: ignore[union-attr]
-            if e.name() == "[memory]"
-        ]
+        events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
         changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
         return float(held + max(accumulate(changes), default=0))
 

@@ -7,13 +7,17 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from iecl_solo.cli.hydra_app import packaged_configs
+from iecl_solo.digits import write_digits
 from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.solo.config import parse_block, plain
 
@@ -32,7 +36,8 @@ class BenchmarkConfig:
         presets: by name, values for the keys below.
         dir: its folder; ``benchmark/<name>-<preset>`` if not given.
         data: by name: ``config``, a folder of packaged pretraining configs or the path of a YAML;
-            ``overrides``, a list in Hydra's grammar; ``settings`` merged over the configuration.
+            ``overrides``, a list in Hydra's grammar; ``settings`` merged over the configuration;
+            ``digits``, {folder, classes}: scikit-learn's digits are written there and used.
         settings: merged over the configuration of every run.
         arms: by name: ``method``, settings merged over the configuration, and optionally
             ``against``, the arm that it is compared with (the first one if not given, null for
@@ -42,6 +47,7 @@ class BenchmarkConfig:
         measures: what the report tabulates; the first one is what the answer is about.
         evaluation: see ``iecl_solo.evaluate.protocol``.
         published: the papers' own figures: data, axes, arm, measure, value, source.
+        rounds: timed steps of each arm, for cost.
         threads: of torch, so that a row does not depend on the launcher; null leaves it alone.
         cell: the id of the only cell to run; what launchers hand on.
     """
@@ -60,6 +66,7 @@ class BenchmarkConfig:
     measures: list[str] = field(default_factory=list)
     evaluation: dict[str, Any] = field(default_factory=dict)
     published: list[Any] = field(default_factory=list)
+    rounds: int = 20
     threads: int | None = None
     cell: str | None = None
 
@@ -122,6 +129,8 @@ def read_benchmark(cfg: Mapping[str, Any] | DictConfig) -> BenchmarkConfig:
             raise IECLError(f"{key}: no value is given (preset {preset})")
     if benchmark.kind not in KINDS:
         raise unknown_name("kind", benchmark.kind, KINDS)
+    # a key with dots in the YAML is a nested one on the command line, where the later counts
+    benchmark.axes = dict(_keys(benchmark.axes))
     for key, values in benchmark.axes.items():
         if not isinstance(values, list) or not values:
             raise IECLError(f"axes.{key}: {values!r} is not a list of values")
@@ -187,6 +196,43 @@ def _keys(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + key, value
 
 
+def write_data(benchmark: BenchmarkConfig) -> None:
+    """Write the data sets that can be made here, unless they are there."""
+    for data in benchmark.data.values():
+        if "digits" in data:
+            write_digits(data["digits"]["folder"], classes=data["digits"].get("classes"))
+
+
+def _composed(config: str, method: str, overrides: list[str]) -> DictConfig:
+    path = Path(config).expanduser().resolve()
+    source: initialize_config_dir | initialize_config_module
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise IECLError(f"{config}: no such file")
+        source, name = initialize_config_dir(str(path.parent), version_base="1.3"), path.stem
+    else:
+        packaged = packaged_configs("pretrain")
+        if f"{config}/{method}" not in packaged:
+            raise unknown_name("config", f"{config}/{method}", packaged)
+        source = initialize_config_module("iecl_solo.configs", version_base="1.3")
+        name = f"pretrain/{config}/{method}"
+    with source:
+        return compose(name, overrides=overrides)
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Hydra anew within one of Hydra's own jobs."""
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().clear()
+        if outer is not None:
+            GlobalHydra.instance().initialize(outer)
+
+
 def configuration(benchmark: BenchmarkConfig, cell: Cell) -> DictConfig:
     """The cell's pretraining configuration, as composed: packaged or own, then what is set.
 
@@ -198,17 +244,10 @@ def configuration(benchmark: BenchmarkConfig, cell: Cell) -> DictConfig:
     data = benchmark.data[cell.data]
     config, overrides = str(data["config"]), list(data.get("overrides") or [])
     try:
-        if config.endswith((".yaml", ".yml")):
-            path = Path(config).expanduser().resolve()
-            if not path.is_file():
-                raise IECLError(f"data.{cell.data}.config: {config}: no such file")
-            with initialize_config_dir(str(path.parent), version_base="1.3"):
-                cfg = compose(path.stem, overrides=overrides)
-        else:
-            with initialize_config_module("iecl_solo.configs", version_base="1.3"):
-                cfg = compose(f"pretrain/{config}/{cell.method}", overrides=overrides)
-    except IECLError:
-        raise
+        with _own_hydra():
+            cfg = _composed(config, cell.method, overrides)
+    except IECLError as error:
+        raise IECLError(f"data.{cell.data}.config: {error}") from None
     except Exception as error:  # Hydra's are many
         cause = " ".join(str(error.__cause__ or error).split())
         raise IECLError(f"cell {cell.id}: {cause}") from None
@@ -216,7 +255,11 @@ def configuration(benchmark: BenchmarkConfig, cell: Cell) -> DictConfig:
     arm = dict(benchmark.arms[cell.arm])
     arm.pop("against", None)
     arm.pop("saib_from", None)
-    for block in (data.get("settings") or {}, benchmark.settings, cell.axes, arm):
+    made = {}
+    if "digits" in data:
+        folder = data["digits"]["folder"]
+        made = {"data.train_path": f"{folder}/train", "data.val_path": f"{folder}/test"}
+    for block in (made, data.get("settings") or {}, benchmark.settings, cell.axes, arm):
         for key, value in _keys(block):
             OmegaConf.update(cfg, key, value, force_add=True)
     cfg.seed = cell.seed

@@ -115,17 +115,16 @@ def _cost(benchmark: BenchmarkConfig, cell: Cell, host: Host) -> tuple[dict[str,
         ]
         baseline = configuration(benchmark, other)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    measures = measure_cost(cfg, baseline, host, device=device)
+    measures = measure_cost(cfg, baseline, host, rounds=benchmark.rounds, device=device)
     return measures, {"device": device, "config": plain(cfg), "versions": versions(host)}
 
 
-def run_cell(benchmark: BenchmarkConfig, cell: Cell, command: str) -> bool:
+def run_cell(benchmark: BenchmarkConfig, cell: Cell) -> bool:
     """Run a cell unless it is done or somebody else runs it; a failure is recorded, not raised.
 
     Args:
         benchmark: as ``read_benchmark`` gave it.
         cell: one of ``cells(benchmark)``.
-        command: the command line, for the record.
 
     Returns:
         Whether the cell is done now.
@@ -139,12 +138,12 @@ def run_cell(benchmark: BenchmarkConfig, cell: Cell, command: str) -> bool:
     try:
         with _heartbeat(store, cell.id):
             host = find_host()
+            curves: list[tuple[int, str, float]] = []
             if benchmark.kind == "cost":
                 measures, about = _cost(benchmark, cell, host)
-                curves = []
             else:
                 measures, curves, about = _train(benchmark, cell, host)
-        store.finish(cell.id, measures, curves, command=command, **about)
+        store.finish(cell.id, measures, curves, command=store.meta().get("command"), **about)
     except IECLError as error:
         store.fail(cell.id, str(error))
     except Exception:  # the other cells go on

@@ -146,8 +146,11 @@ def run(command: str, module: str, folder: str, what: str, arguments: list[str])
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the error can be told in one line
     given = sys.argv
-    sys.argv = [f"iecl-solo {command}", *_NO_FILES]
-    sys.argv += [f"++{a}" if a.startswith(_OPTIONAL_BLOCKS) else a for a in rest]
+    # flags first: argparse takes its positional arguments in one piece
+    flags = [a for a in rest if a in ("--multirun", "-m")]
+    overrides = [a for a in rest if a not in flags]
+    sys.argv = [f"iecl-solo {command}", *flags, *_NO_FILES]
+    sys.argv += [f"++{a}" if a.startswith(_OPTIONAL_BLOCKS) else a for a in overrides]
     try:
         hydra.main(version_base="1.3", config_path=path, config_name=name)(task)()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
