@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from iecl_solo import methods
 from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.methods.minc import MINC
+from iecl_solo.methods.protocol import Method
 from iecl_solo.methods.spectral import Spectral
 from iecl_solo.objectives.climb import CLIMB
 from iecl_solo.objectives.iecl import IECL
@@ -19,7 +20,7 @@ from iecl_solo.solo.method import host_method
 from iecl_solo.solo.wrapper import REFUSED, with_objective
 
 #: Methods of their own, beside the host's.
-WHOLE = (Spectral, MINC)
+WHOLE: tuple[type[Method], ...] = (Spectral, MINC)
 
 #: Each is added to every method of the host that can have it, as ``<objective>_<method>``, and so
 #: is every combination of them, in this order: ``iecl_climb_<method>``.

@@ -27,7 +27,7 @@ from iecl_solo.solo.settings import prepare_pretrain
 
 ROOT = Path(iecl_solo.configs.__file__).parent
 DATASETS = ("digits", "cifar", "stl10", "imagenet-100", "imagenet", "custom")
-METHODS = ("simclr", "mocov2plus", "byol", "simsiam", "mocov3")
+METHODS = ("simclr", "mocov2plus", "byol", "simsiam", "mocov3", "spectral", "minc")
 
 
 def names(folder: str) -> list[str]:
@@ -82,7 +82,9 @@ def test_pretrain_composes(name: str) -> None:
     assert sum(a["num_crops"] for a in cfg["augmentations"]) == 2
     assert cfg["data"]["image_size"] % IECLConfig().saib.patch_size == 0
     assert cfg["method_kwargs"].get("queue_size", 0) % cfg["optimizer"]["batch_size"] == 0
-    assert ("momentum" in cfg) == (method.removeprefix("iecl_") not in ("simclr", "simsiam"))
+    assert ("momentum" in cfg) == (
+        method.removeprefix("iecl_") not in ("simclr", "simsiam", "spectral")
+    )
     assert {"checkpoint", "auto_resume", "csv", "tensorboard", "wandb", "performance"} <= set(cfg)
     assert "hydra" not in cfg
 

@@ -44,13 +44,13 @@ def checked_pair(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
     return checked_features(z1), checked_features(z2)
 
 
-def check_mu(mu: float | None) -> None:
-    """Raise unless mu is a positive, finite number or None."""
-    if mu is not None and not 0 < mu < math.inf:
-        raise IECLError(f"mu={mu}: a positive, finite number or None is needed")
+def check_mu(mu: float) -> None:
+    """Raise unless mu is positive; infinity is."""
+    if not mu > 0:
+        raise IECLError(f"mu={mu}: a positive number is needed, inf to leave features as they are")
 
 
-def scale_features(z: Tensor, mu: float | None) -> Tensor:
+def scale_features(z: Tensor, mu: float) -> Tensor:
     """Draw every row that is longer than sqrt(mu) back to that length.
 
     A projection onto the ball and not onto the sphere: the loss itself decides how long a row is
@@ -60,7 +60,7 @@ def scale_features(z: Tensor, mu: float | None) -> Tensor:
 
     Args:
         z: rows (B, d), any floating dtype and device.
-        mu: the squared radius; None leaves the rows as they are.
+        mu: the squared radius, > 0; inf leaves the rows as they are.
 
     Returns:
         Rows (B, d), dtype and device of z. Differentiable.
@@ -70,7 +70,8 @@ def scale_features(z: Tensor, mu: float | None) -> Tensor:
     tensor([[1.2000, 1.6000],
             [0.5000, 0.0000]])
     """
-    if mu is None:
+    if math.isinf(mu):
         return z
-    radius = math.sqrt(mu)
-    return z * (radius / z.norm(dim=1, keepdim=True).clamp(min=radius))
+    norms = z.norm(dim=1, keepdim=True)
+    radius = norms.new_tensor(math.sqrt(mu))  # of z's dtype, so that a row inside stays what it is
+    return z * (radius / norms.clamp(min=radius))

@@ -58,7 +58,7 @@ class MINCLoss(nn.Module):
         dim: d.
         base_decay: of Lambda at the start, 0 (each batch's own second moment) to below 1.
         final_decay: of Lambda at the end; None for ``base_decay`` throughout.
-        mu: rows longer than sqrt(mu) are drawn back to that length; None leaves them as they are.
+        mu: rows longer than sqrt(mu) are drawn back to that length; inf leaves them as they are.
         gather_distributed: average the batch's second moment over all processes, a (d, d)
             exchange. The gradient under DistributedDataParallel is then that of one process that
             holds all rows.
@@ -90,7 +90,7 @@ class MINCLoss(nn.Module):
         *,
         base_decay: float = 0.9,
         final_decay: float | None = None,
-        mu: float | None = None,
+        mu: float = math.inf,
         gather_distributed: bool = True,
     ) -> None:
         super().__init__()

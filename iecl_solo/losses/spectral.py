@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -40,7 +42,7 @@ def spectral_contrastive_loss(
     z1: Tensor,
     z2: Tensor,
     *,
-    mu: float | None = None,
+    mu: float = math.inf,
     pairs: str = "cross",
     include_diagonal: bool = False,
     gather_distributed: bool = True,
@@ -66,7 +68,7 @@ def spectral_contrastive_loss(
         z1: features of the first views (B, d), B >= 2, any floating dtype and device; row i of both
             is the same image.
         z2: features of the second views (B, d).
-        mu: rows longer than sqrt(mu) are drawn back to that length, as HaoChen et al. do; None
+        mu: rows longer than sqrt(mu) are drawn back to that length, as HaoChen et al. do; inf
             leaves them as they are.
         pairs: "cross" or "all".
         include_diagonal: whether pairs of one image count among the independent ones.

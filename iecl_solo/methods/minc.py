@@ -19,15 +19,15 @@ class MINCConfig:
         proj_hidden_dim: width of the projector.
         proj_output_dim: d.
         base_decay: of Lambda at the start; 0 is each batch's own second moment.
-        final_decay: of Lambda at the end; None for ``base_decay`` throughout.
-        mu: embeddings longer than sqrt(mu) are drawn back to that length; None leaves them.
+        final_decay: of Lambda at the end.
+        mu: embeddings longer than sqrt(mu) are drawn back to that length; inf leaves them.
     """
 
     proj_hidden_dim: int = 2048
     proj_output_dim: int = 256
     base_decay: float = 0.9
-    final_decay: float | None = 0.99
-    mu: float | None = None
+    final_decay: float = 0.99
+    mu: float = 3.0
 
     def loss(self) -> MINCLoss:
         """What ``proj_output_dim`` and the options ask for."""

@@ -20,12 +20,12 @@ class SpectralConfig:
     Attributes:
         proj_hidden_dim: width of the projector.
         proj_output_dim: d.
-        mu: embeddings longer than sqrt(mu) are drawn back to that length; None leaves them.
+        mu: embeddings longer than sqrt(mu) are drawn back to that length; inf leaves them.
     """
 
     proj_hidden_dim: int = 2048
     proj_output_dim: int = 256
-    mu: float | None = None
+    mu: float = 3.0
 
     def __post_init__(self) -> None:
         check_mu(self.mu)
