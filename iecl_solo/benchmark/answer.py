@@ -66,6 +66,10 @@ def _amount(measure: str, difference: Difference) -> str:
     return words
 
 
+def _p(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p_value(p)}"
+
+
 def _base(arms: Sequence[str]) -> str:
     return "its baseline" if len(arms) == 1 else "their baselines"
 
@@ -86,7 +90,7 @@ def _answer_of_one(
         return f"No seed of {arm} and {other} has every setting yet."
     if why := caution(difference, p):
         if difference.n >= MIN_SEEDS:
-            seeds += f" ({f'p = {p_value(p)}' if math.isfinite(p) else why})"
+            seeds += f" ({_p(p) if math.isfinite(p) else why})"
         return (
             f"No difference can be told from {seeds}: in {name(measure)} {arm} stands at "
             f"{_amount(measure, difference)} from {other}{_over(settings)}."
@@ -94,7 +98,7 @@ def _answer_of_one(
     up, down = ("ahead of", "behind") if better(measure) else ("above", "below")
     return (
         f"{arm} is {up if difference.mean > 0 else down} {other} in {name(measure)} by "
-        f"{_amount(measure, difference)}{_over(settings)}; {seeds}, paired t, p = {p_value(p)}."
+        f"{_amount(measure, difference)}{_over(settings)}; {seeds}, paired t, {_p(p)}."
     )
 
 

@@ -6,6 +6,7 @@ import html
 import io
 import math
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -102,7 +103,7 @@ def inline_svg(svg: str, prefix: str, label: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<style[^>]*>.*?</style>\s*", "", svg, flags=re.DOTALL)  # would rule the page
     root, end, content = svg.partition(">")
-    root = re.sub(r' (?:xmlns(?::xlink)?|width|height|version)="[^"]*"', "", root)
+    root = re.sub(r' (?:xmlns(?::xlink)?|width|height|version|style)="[^"]*"', "", root)
     svg = root + end + content
     svg = svg.replace("xlink:href", "href")
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
@@ -202,7 +203,9 @@ class Line:
     high: Sequence[float] | np.ndarray
 
 
-def _legend(axes: Axes, entries: int) -> None:
+def _finish(axes: Axes, x: str, y: str, entries: int = 0) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(textwrap.fill(y, 26))
     figure = axes.figure
     assert isinstance(figure, Figure)
     if entries:
@@ -218,9 +221,8 @@ def bands(axes: Axes, lines: Sequence[Line], x: str, y: str) -> None:
         )
         if len(line.x) == 1:
             axes.plot(line.x, line.y, line.look.marker, color=line.look.colour, markersize=4)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    _legend(axes, len(lines))
+    axes.locator_params(axis="x", nbins=6)
+    _finish(axes, x, y, len(lines))
 
 
 def positions(values: Sequence[float]) -> list[float]:
@@ -283,7 +285,7 @@ def bars(
             label=line.label,
         )
     for line in theirs:
-        axes.plot(
+        axes.errorbar(  # as above, else the legend would put them first
             [place[v] for v in line.x],
             line.y,
             linestyle=":",
@@ -296,9 +298,7 @@ def bars(
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(at, [f"{v:g}" for v in ticks])
     axes.set_xlim(at[0] - 0.08 * span, at[-1] + 0.08 * span)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    _legend(axes, len(lines) + len(theirs))
+    _finish(axes, x, y, len(lines) + len(theirs))
 
 
 @dataclass(frozen=True)
@@ -328,7 +328,7 @@ def forest(axes: Axes, rows: Sequence[Row], x: str) -> None:
             markerfacecolor=colour if row.told else "none",
             markeredgewidth=1.3,
         )
-        axes.text(0, i - 0.3, row.label, transform=axes.get_yaxis_transform(), fontsize=8)
+        axes.text(0, i - 0.26, row.label, transform=axes.get_yaxis_transform(), fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.85)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
@@ -391,8 +391,7 @@ def tiles(
     axes.set_ylim(-0.55, len(rows) - 0.45)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
+    _finish(axes, x, y)
 
 
 def paths(axes: Axes, lines: Sequence[Line], x: str, y: str) -> None:
@@ -402,6 +401,5 @@ def paths(axes: Axes, lines: Sequence[Line], x: str, y: str) -> None:
         axes.plot(line.x, line.y, line.look.line, color=colour, label=line.label)
         axes.plot(line.x[:1], line.y[:1], "o", color=colour, markerfacecolor="none", markersize=5)
         axes.plot(line.x[-1:], line.y[-1:], "o", color=colour, markersize=5)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    _legend(axes, len(lines))
+    axes.locator_params(axis="x", nbins=5)
+    _finish(axes, x, y, len(lines))

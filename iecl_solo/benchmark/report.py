@@ -102,17 +102,15 @@ def main_table(results: Results, measure: str) -> Table:
     if len(arms) > max(_ARMS, len(settings)):
         head = ["arm", *(results.setting_text(i, varying=True) or "value" for i in settings)]
         rows = [[Cell(arm), *(entry(i, arm) for i in settings)] for arm in arms]
-        align = "l" + "r" * len(settings)
+        align = "h" + "r" * len(settings)
     else:
         head = [*results.setting_head, *arms]
         rows = [[*_labels(results, i), *(entry(i, arm) for arm in arms)] for i in settings]
-        align = "l" * len(results.setting_head) + "r" * len(arms)
+        align = "h" * len(results.setting_head) + "r" * len(arms)
     data = summary_table(runs, ["setting"])
     spread = "Mean ± standard deviation" if n > 1 else "One value"
-    caption = f"{title(measure)}: {spread} over {count(n, 'seed')}"
-    caption += (
-        ", n = as given where fewer." if any(0 < s.n < n for s in summaries.values()) else "."
-    )
+    caption = f"{spread} over {count(n, 'seed')}"
+    caption += ", or as many as given." if any(0 < s.n < n for s in summaries.values()) else "."
     if better(measure) and len(arms) > 1:
         caption += f" Bold: the {'highest' if better(measure) > 0 else 'lowest'} mean."
     if any(cautions.values()):
@@ -175,7 +173,7 @@ def differences_table(results: Results, measure: str) -> Table:
         caption,
         [*head, "p", "p (Holm)", "verdict"],
         rows,
-        "l" * (len(results.setting_head) + 1) + "rrrrrl",
+        "h" * (len(results.setting_head) + 1) + "rrrrrl",
         _expand(results, frame),
     )
 
@@ -201,7 +199,7 @@ def forest_picture(results: Results, measure: str) -> Picture:
         f"Differences{of} in {name(measure)}",
         caption,
         partial(figures.forest, rows=rows, x=f"difference in {name(measure)}{unit_}"),
-        height=0.75 + 0.36 * len(rows),
+        height=0.75 + 0.4 * len(rows),
         grid="x",
     )
 
@@ -216,6 +214,12 @@ class Section:
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
     folded: Sequence[Section] = field(default_factory=tuple)
+
+    @property
+    def caption(self) -> str:
+        """The caption that all of its several figures share; empty if they share none."""
+        captions = {figure.caption for figure in self.pictures}
+        return captions.pop() if len(captions) == 1 and len(self.pictures) > 1 else ""
 
     def walk(self) -> Iterator[Section]:
         """It and all that is folded in it."""
@@ -372,7 +376,7 @@ def trend_table(
         "95 % t interval over seeds. Below 0: the gain is larger where the batch is small.",
         [*head, "verdict"],
         rows,
-        "l" * (len(where) + 1) + "rrrrrl",
+        "h" * (len(where) + 1) + "rrrrrl",
         pd.DataFrame(data),
     )
 
@@ -430,7 +434,7 @@ _NO_SETTINGS = ("against", "saib_from")
 
 
 def _configs(results: Results) -> dict[str, dict[str, Any]]:
-    there = results.cells[[isinstance(c, dict) for c in results.cells["config"]]]
+    there = results.configured
     pair = there.drop_duplicates("arm")
     return dict(zip(pair["arm"], pair["config"], strict=True))
 
@@ -681,7 +685,7 @@ def cost_section(results: Results) -> Section | None:
         caption,
         head,
         entries,
-        "l" * labels + "r" * (len(head) - labels),
+        "h" * labels + "r" * (len(head) - labels),
         _expand(results, pd.DataFrame(rows)),
     )
     return Section("cost", "Cost", tables=[table])
@@ -742,7 +746,7 @@ def published_section(results: Results) -> Section | None:
         "hardware and, unless the source says so, a single seed; no test compares the two.",
         ["data", "setting", "arm", "measure", "ours", "published", "source"],
         rows,
-        "llllrrl",
+        "hhhhrrl",
         pd.json_normalize(entries),
     )
     return Section("published", "Beside the papers", tables=[table])
@@ -775,10 +779,11 @@ def others_section(results: Results) -> Section | None:
         f"Mean ± standard deviation over {count(n, 'seed')}; nothing is tested here.",
         [*labels, *map(title, there)],
         rows,
-        "l" * len(labels) + "r" * len(there),
+        "h" * len(labels) + "r" * len(there),
         _expand(results, summary_table(frame, ["measure", "setting"])),
     )
-    return Section("others", "Other measures", folded=[Section("others-table", "All", (), [table])])
+    folded = Section("others-table", "What the benchmark does not ask about", tables=[table])
+    return Section("others", "Other measures", folded=[folded])
 
 
 def missing_section(results: Results) -> Section | None:
@@ -809,7 +814,7 @@ def missing_section(results: Results) -> Section | None:
         "Runs that count nowhere above. The command that made the store runs them again.",
         head,
         rows,
-        "l" * len(head),
+        "h" * (len(head) - 2) + "ll",
         pd.DataFrame([[cell.text for cell in row] for row in rows], columns=head),
     )
     return Section("missing", "What is missing", tables=[table])
@@ -837,7 +842,7 @@ def configuration_table(results: Results) -> tuple[dict[str, str], Table | None]
     Returns:
         Shared settings by dotted key; a table of the others (None if there are none).
     """
-    cells = results.cells[[isinstance(c, dict) for c in results.cells["config"]]]
+    cells = results.configured
     flat = [flatten(config) for config in cells["config"]]
     shared = _shared(flat)
     keys = sorted({key for block in flat for key in block} - set(shared))
@@ -859,7 +864,7 @@ def configuration_table(results: Results) -> tuple[dict[str, str], Table | None]
         "Every setting that not all runs share, with all values that it takes in an arm.",
         ["setting", *arms],
         rows,
-        "l" * (1 + len(arms)),
+        "h" + "l" * len(arms),
         pd.DataFrame([[c.text for c in row] for row in rows], columns=["setting", *arms]),
     )
     return words, table

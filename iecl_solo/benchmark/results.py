@@ -121,6 +121,12 @@ class Results:
         return figures.looks(self.arms, self.against)
 
     @cached_property
+    def configured(self) -> pd.DataFrame:
+        """The cells whose completed configuration is known."""
+        known = [isinstance(config, dict) for config in self.cells["config"]]
+        return self.cells.loc[np.array(known, dtype=bool)]
+
+    @cached_property
     def measures(self) -> list[str]:
         """What is tabulated, the primary one first: as the benchmark says, of what there is."""
         there = set(self.runs["measure"])
@@ -213,7 +219,9 @@ def read(store: Store) -> Results:
 
 def cost_rows(results: Results) -> list[dict[str, Any]]:
     """Medians over runs of every cost measure, by setting, arm and device."""
-    runs = results.runs[[is_cost(m) for m in results.runs["measure"]]]
+    runs = results.runs[results.runs["measure"].map(is_cost).astype(bool)]
+    if runs.empty:
+        return []
     runs = runs.assign(device=runs["device"].fillna("–"))
     wide = runs.pivot_table(
         index=["setting", "arm", "device"], columns="measure", values="value", aggfunc="median"

@@ -22,8 +22,8 @@ NAMES = {
     "linear_acc5": ("linear probe top-5", "%"),
     "finetune_1_acc1": ("fine-tuning on 1 % of labels, top-1", "%"),
     "finetune_10_acc1": ("fine-tuning on 10 % of labels, top-1", "%"),
-    "val_acc1": ("online linear top-1, evaluation", "%"),
-    "train_acc1": ("online linear top-1, training", "%"),
+    "val_acc1": ("evaluation top-1", "%"),
+    "train_acc1": ("training top-1", "%"),
     "query_entropy": ("H(Z′) of the query", "nats"),
     "anchor_entropy": ("H(Z) of the anchor", "nats"),
     "entropy_query": ("coding rate of the query", "nats"),
@@ -196,7 +196,7 @@ class Table:
         caption: what it shows, and what its marks mean.
         head: the columns' headings.
         rows: entries; all rows have as many as there are headings.
-        align: l or r for each column; the l's in front name the row.
+        align: a letter for each column: h (to the left, names the row), l or r.
         data: the numbers in full precision, for the CSV.
     """
 
@@ -211,7 +211,7 @@ class Table:
     @property
     def labels(self) -> int:
         """How many columns name the row."""
-        return len(self.align) - len(self.align.lstrip("l"))
+        return self.align.count("h")
 
     @property
     def lead(self) -> str:
@@ -228,7 +228,14 @@ _LATEX: dict[str | int, str | int | None] = {
     **{c: "\\" + c for c in "&%$#_{}"},
     **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"},
     **{"<": "$<$", ">": "$>$", "|": r"\textbar{}", '"': "''", "\n": " "},
-    **{"±": r"$\pm$", "−": "$-$", "×": r"$\times$", "≈": r"$\approx$", "≥": r"$\geq$"},
+    **{
+        "±": r"$\pm$",
+        "−": "$-$",
+        "×": r"$\times$",
+        "≈": r"$\approx$",
+        "≥": r"$\geq$",
+        "≤": r"$\leq$",
+    },
     **{"–": "--", "′": "$'$", "°": r"$^\circ$", "·": r"$\cdot$", "’": "'", "…": r"\dots{}"},
     **{"Δ": r"$\Delta$", "β": r"$\beta$", "λ": r"$\lambda$", "η": r"$\eta$", "τ": r"$\tau$"},
 }
@@ -249,7 +256,7 @@ def latex(table: Table) -> str:
 
     Example:
         >>> table = Table("t", "T", "Of x.", ["arm", "k-NN (%)"],
-        ...               [[Cell("a_b"), Cell("91 ± 1", True, "≈")]], "lr", pd.DataFrame())
+        ...               [[Cell("a_b"), Cell("91 ± 1", True, "≈")]], "hr", pd.DataFrame())
         >>> print(latex(table))
         \\begin{table}[t]
         \\centering
@@ -277,7 +284,7 @@ def latex(table: Table) -> str:
     heads: dict[Any, str] = dict(enumerate(map(escape_latex, table.head)))
     style = frame.style.hide(axis="index").format_index(lambda i: heads[i], axis="columns")
     return style.to_latex(
-        column_format=table.align,
+        column_format=table.align.replace("h", "l"),
         position="t",
         position_float="centering",
         hrules=True,
