@@ -125,6 +125,7 @@ class Step:
         )
         for name in ("log", "log_dict"):
             setattr(self.model, name, lambda *_, **__: None)
+        self.model.on_train_start()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.dtype is None:
@@ -138,6 +139,7 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+        self.model._trainer.global_step += 1  # type: ignore[union-attr, misc]
         if hasattr(self.model, "momentum_updater"):
             self.model.on_train_batch_end({"loss": loss.detach()}, self.batch, 0)
 

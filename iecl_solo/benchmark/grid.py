@@ -121,7 +121,7 @@ def read_benchmark(cfg: Mapping[str, Any] | DictConfig) -> BenchmarkConfig:
     presets, preset = given.get("presets") or {}, given.get("preset", BenchmarkConfig.preset)
     if presets and preset not in presets:
         raise unknown_name("preset", preset, presets)
-    own = {k: v for k, v in given.items() if v is not None and v != "???"}
+    own = {k: v for k, v in given.items() if v not in (None, "???") and k != "presets"}
     merged = OmegaConf.merge(presets.get(preset) or {}, own)
     benchmark = parse_block("benchmark", BenchmarkConfig, plain(merged))
     for key in ("name", "question", "arms", "data", "seeds", "measures"):
