@@ -19,15 +19,23 @@ from support import HOST
 from torch import nn
 
 from iecl_solo.errors import IECLError
+from iecl_solo.objectives.climb import CLIMBConfig
 from iecl_solo.objectives.iecl import IECLConfig
-from iecl_solo.registry import check_method
+from iecl_solo.registry import check_method, split_method
 from iecl_solo.solo.build import build_model
 from iecl_solo.solo.config import parse_block
 from iecl_solo.solo.settings import prepare_pretrain
+from iecl_solo.solo.wrapper import find_embedder, objectives
 
 ROOT = Path(iecl_solo.configs.__file__).parent
 DATASETS = ("digits", "cifar", "stl10", "imagenet-100", "imagenet", "custom")
-METHODS = ("simclr", "mocov2plus", "byol", "simsiam", "mocov3", "spectral", "minc")
+METHODS = ("simclr", "mocov2plus", "byol", "simsiam", "mocov3", "spectral", "minc", "dino")
+#: The methods that have a packaged twin with each objective.
+TWINS = {
+    "iecl": ("simclr", "mocov2plus", "byol", "simsiam", "mocov3", "spectral", "minc"),
+    "climb": ("simclr", "mocov2plus", "byol", "simsiam", "dino"),
+}
+CONFIGS = {"iecl": IECLConfig, "climb": CLIMBConfig}
 
 
 def names(folder: str) -> list[str]:
@@ -61,8 +69,8 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def test_every_data_set_has_every_method_and_its_twin() -> None:
-    expected = {f"{d}/{prefix}{m}" for d in DATASETS for m in METHODS for prefix in ("", "iecl_")}
-    assert set(PRETRAIN) == expected
+    methods = [*METHODS, *(f"{name}_{m}" for name, hosts in TWINS.items() for m in hosts)]
+    assert set(PRETRAIN) == {f"{d}/{m}" for d in DATASETS for m in methods}
     assert set(LINEAR) == set(DATASETS)
 
 
@@ -82,20 +90,21 @@ def test_pretrain_composes(name: str) -> None:
     assert sum(a["num_crops"] for a in cfg["augmentations"]) == 2
     assert cfg["data"]["image_size"] % IECLConfig().saib.patch_size == 0
     assert cfg["method_kwargs"].get("queue_size", 0) % cfg["optimizer"]["batch_size"] == 0
-    assert ("momentum" in cfg) == (
-        method.removeprefix("iecl_") not in ("simclr", "simsiam", "spectral")
-    )
+    assert ("momentum" in cfg) == (split_method(method)[1] not in ("simclr", "simsiam", "spectral"))
     assert {"checkpoint", "auto_resume", "csv", "tensorboard", "wandb", "performance"} <= set(cfg)
     assert "hydra" not in cfg
 
 
-@pytest.mark.parametrize("name", [n for n in PRETRAIN if "/iecl_" in n])
+@pytest.mark.parametrize("name", [n for n in PRETRAIN if split_method(n.rpartition("/")[2])[0]])
 def test_a_twin_is_its_host_and_the_objective(name: str) -> None:
+    folder, _, method = name.partition("/")
+    (objective,), bare = split_method(method)
     twin = plain(composed(f"pretrain/{name}", *given(name)))
-    host = plain(composed(f"pretrain/{name.replace('/iecl_', '/')}", *given(name)))
-    assert twin.pop("method") == "iecl_" + host.pop("method")
-    assert twin.pop("name") == "iecl_" + host.pop("name")
-    assert parse_block("iecl", IECLConfig, twin.pop("iecl")) == IECLConfig()
+    host = plain(composed(f"pretrain/{folder}/{bare}", *given(name)))
+    assert twin.pop("method") == f"{objective}_{host.pop('method')}"
+    assert twin.pop("name") == f"{objective}_{host.pop('name')}"
+    config = CONFIGS[objective]
+    assert parse_block(objective, config, twin.pop(objective)) == config()
     assert twin == host
 
 
@@ -104,23 +113,25 @@ def test_pretrain_builds(name: str, images: Path) -> None:
     cfg = composed(f"pretrain/{name}", *given(name))
     cfg.data.train_path = cfg.data.val_path = str(images)
     cfg.optimizer.batch_size = 16
-    if cfg.method.removeprefix("iecl_") not in HOST.methods:
+    carried, bare = split_method(cfg.method)
+    if bare not in HOST.methods:
         with pytest.raises(IECLError, match=cfg.method):
             check_method(cfg.method)
         return
     check_method(cfg.method)
     lr, weight_decay = cfg.optimizer.lr, cfg.optimizer.weight_decay
     # a host is part of its twin, so on its own its layers' shapes are enough
-    with torch.device("cpu" if cfg.method.startswith("iecl_") else "meta"):
+    with torch.device("cpu" if carried else "meta"):
         model = build_model(prepare_pretrain(cfg, HOST), HOST)
     accumulated = cfg.get("accumulate_grad_batches", 1)
     assert model.lr == pytest.approx(lr * 16 / 256 * accumulated)
     assert model.weight_decay == weight_decay
     assert model.max_epochs == cfg.max_epochs
-    linear = [m for m in model.projector.modules() if isinstance(m, nn.Linear)]
+    embedder = model.get_submodule(find_embedder(model, "online"))
+    linear = [m for m in embedder.modules() if isinstance(m, nn.Linear)]
     assert linear[0].out_features == cfg.method_kwargs.proj_hidden_dim
     assert linear[-1].out_features == cfg.method_kwargs.proj_output_dim
-    assert hasattr(model, "iecl") == cfg.method.startswith("iecl_")
+    assert list(objectives(model)) == carried
     stem = getattr(model, HOST.online).conv1
     assert stem.kernel_size == ((3, 3) if name.startswith("cifar/") else (7, 7))
 
@@ -129,6 +140,14 @@ def test_default_preset_is_the_dataclass() -> None:
     written = plain(composed("iecl/default"))["iecl"]
     assert list(written) == ["beta", "lambda", "eta", "gamma"]
     assert parse_block("iecl", IECLConfig, written) == IECLConfig()
+
+
+def test_presets_of_climb() -> None:
+    assert set(names("climb")) == {"default", "none"}
+    written = plain(composed("climb/default"))["climb"]
+    assert parse_block("climb", CLIMBConfig, written) == CLIMBConfig()
+    cfg = composed("pretrain/digits/climb_simclr", "climb=none")
+    assert parse_block("climb", CLIMBConfig, cfg.climb) == CLIMBConfig(beta=0)
 
 
 def test_presets_keep_only_their_term() -> None:
