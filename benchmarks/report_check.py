@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,15 @@ class Browser:
                 return answer["result"]
             self.events.append(answer)
 
-    def wait(self, method: str) -> None:
-        """Until an event has come."""
-        while not any(event.get("method") == method for event in self.events):
-            self.events.append(self._receive())
+    def wait(self, session: str, url: str) -> None:
+        """Until the page is there; the blank one before it has a load event too."""
+        ready = f"document.readyState === 'complete' && location.href === {json.dumps(url)}"
+        for _ in range(600):
+            answer = self.ask("Runtime.evaluate", session, expression=ready)
+            if answer["result"].get("value") is True:
+                return
+            time.sleep(0.1)
+        raise RuntimeError(f"{url}: not loaded after a minute")
 
     def close(self) -> None:
         """End the browser."""
@@ -128,7 +134,7 @@ def check(browser: Browser, page: Path, width: int, scheme: str, to: Path, unfol
     browser.ask("Emulation.setEmulatedMedia", session, features=[feature])
     url = page.resolve().as_uri()
     browser.ask("Page.navigate", session, url=url)
-    browser.wait("Page.loadEventFired")
+    browser.wait(session, url)
     if unfold:
         script = "document.querySelectorAll('details').forEach(d => d.open = true)"
         browser.ask("Runtime.evaluate", session, expression=script)
@@ -156,6 +162,8 @@ def main() -> int:
     args = parser.parse_args()
     if shutil.which(args.chromium) is None:
         sys.exit(f"{args.chromium}: no such browser on the path")
+    if not args.page.is_file():
+        sys.exit(f"{args.page}: no such file")
     args.to.mkdir(parents=True, exist_ok=True)
     browser = Browser(args.chromium)
     try:

@@ -386,6 +386,14 @@ def test_many_arms_go_down_the_table(tmp_path: Path):
     assert len(drawings) == 2 and all(">simclr<" in drawing for drawing in drawings)
 
 
+def test_many_comparisons_have_a_forest_plot_a_setting(tmp_path: Path):
+    arms = {"simclr": ARMS["simclr"]} | {f"arm {i}": {"method": "iecl_simclr"} for i in range(9)}
+    write_report(make_store(tmp_path, arms=arms, axes={BATCH: [64, 256]}, seeds=(0,)), tmp_path)
+    forests = sorted((tmp_path / "figures").glob("forest-*"))
+    assert [path.name for path in forests] == ["forest-knn-acc1-0.svg", "forest-knn-acc1-1.svg"]
+    assert all(f">arm {i}<" in forests[0].read_text(encoding="utf-8") for i in range(9))
+
+
 def test_report_is_the_same_twice(tmp_path: Path):
     store = make_store(tmp_path, arms=TWO)
     first = write_report(store, tmp_path / "a").read_bytes()

@@ -70,14 +70,6 @@ def _p(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p_value(p)}"
 
 
-def _base(arms: Sequence[str]) -> str:
-    return "its baseline" if len(arms) == 1 else "their baselines"
-
-
-def _stand(arms: Sequence[str], where: str) -> str:
-    return f"{listed(arms)} {'is' if len(arms) == 1 else 'are'} {where} {_base(arms)}"
-
-
 def _over(settings: int) -> str:
     return f", averaged over {settings} settings" if settings > 1 else ""
 
@@ -118,10 +110,21 @@ def _answer_of_many(measure: str, rows: Sequence[tuple[str, str, int, Difference
             f"No difference can be told from {n}: in {name(measure)} none of {len(rows)} arms can "
             f"be told from its baseline; {far}."
         )
+    bases = {row[1] for row in rows}
+
+    def from_(arms: Sequence[str]) -> str:
+        if len(bases) == 1:
+            return next(iter(bases))
+        return "its baseline" if len(arms) == 1 else "their baselines"
+
     above, below = ("ahead of", "behind") if better(measure) else ("above", "below")
-    parts = [_stand(arms, where) for arms, where in ((up, above), (down, below)) if arms]
+    parts = [
+        f"{listed(arms)} {'is' if len(arms) == 1 else 'are'} {where} {from_(arms)}"
+        for arms, where in ((up, above), (down, below))
+        if arms
+    ]
     if rest:
-        parts.append(f"{listed(rest)} cannot be told from {_base(rest)}")
+        parts.append(f"{listed(rest)} cannot be told from {from_(rest)}")
     return f"In {name(measure)}, {', '.join(parts)}; {far} ({n}, paired t, Holm-corrected)."
 
 

@@ -221,7 +221,7 @@ def bands(axes: Axes, lines: Sequence[Line], x: str, y: str) -> None:
         )
         if len(line.x) == 1:
             axes.plot(line.x, line.y, line.look.marker, color=line.look.colour, markersize=4)
-    axes.locator_params(axis="x", nbins=6)
+    axes.locator_params(axis="x", nbins=6, integer=True)
     _finish(axes, x, y, len(lines))
 
 

@@ -65,6 +65,12 @@ BATCH_SIZE = "optimizer.batch_size"
 #: More arms than this make a panel illegible, and a table wider than a page.
 _ARMS = 6
 
+#: More rows than this make a forest plot longer than a screen.
+_FOREST = 16
+
+#: More settings than this are folded, where each has its own curves.
+_OPEN = 3
+
 #: More points than this make a line no clearer.
 _POINTS = 200
 
@@ -108,8 +114,9 @@ def main_table(results: Results, measure: str) -> Table:
         rows = [[*_labels(results, i), *(entry(i, arm) for arm in arms)] for i in settings]
         align = "h" * len(results.setting_head) + "r" * len(arms)
     data = summary_table(runs, ["setting"])
-    spread = "Mean ± standard deviation" if n > 1 else "One value"
-    caption = f"{spread} over {count(n, 'seed')}"
+    caption = (
+        f"Mean ± standard deviation over {count(n, 'seed')}" if n > 1 else "One seed, so no spread"
+    )
     caption += ", or as many as given." if any(0 < s.n < n for s in summaries.values()) else "."
     if better(measure) and len(arms) > 1:
         caption += f" Bold: the {'highest' if better(measure) > 0 else 'lowest'} mean."
@@ -178,14 +185,31 @@ def differences_table(results: Results, measure: str) -> Table:
     )
 
 
-def forest_picture(results: Results, measure: str) -> Picture:
-    """The differences, drawn."""
+def forest_pictures(results: Results, measure: str) -> list[Picture]:
+    """The differences, drawn: in one panel, or in one a setting where they are many."""
     frame = results.differences(measure)
+    if len(frame) <= _FOREST:
+        return [_forest(results, measure, frame, f"forest-{slug(measure)}", "")]
+    return [
+        _forest(
+            results,
+            measure,
+            group,
+            f"forest-{slug(measure)}-{i}",
+            results.setting_text(int(str(i)), varying=True),
+        )
+        for i, group in frame.groupby("setting")
+    ]
+
+
+def _forest(
+    results: Results, measure: str, frame: pd.DataFrame, stem: str, setting: str
+) -> Picture:
     bases = set(frame["against"])
     rows = []
     for row in records(frame):
         who = row["arm"] if len(bases) == 1 else f"{row['arm']} − {row['against']}"
-        where = results.setting_text(row["setting"], varying=True)
+        where = "" if setting else results.setting_text(row["setting"], varying=True)
         label = f"{who} · {where}" if where else who
         rows.append(Row(label, row["mean"], row["low"], row["high"], not row["caution"]))
     of = f" from {next(iter(bases))}" if len(bases) == 1 else ""
@@ -193,12 +217,12 @@ def forest_picture(results: Results, measure: str) -> Picture:
         "Mean paired difference and 95 % interval; filled where it is told apart (Holm), hollow "
         "where it is not; no line where there is no interval."
     )
-    unit_ = " (points)" if unit(measure) == "%" else f" ({unit(measure)})" * bool(unit(measure))
+    points = " (points)" if unit(measure) == "%" else f" ({unit(measure)})" * bool(unit(measure))
     return picture(
-        f"forest-{slug(measure)}",
-        f"Differences{of} in {name(measure)}",
+        stem,
+        f"Differences{of} in {name(measure)}" + (f", {setting}" if setting else ""),
         caption,
-        partial(figures.forest, rows=rows, x=f"difference in {name(measure)}{unit_}"),
+        partial(figures.forest, rows=rows, x=f"difference in {name(measure)}{points}"),
         height=0.75 + 0.4 * len(rows),
         grid="x",
     )
@@ -230,10 +254,11 @@ class Section:
 
 def measure_section(results: Results, measure: str) -> Section:
     """One measure: means, differences, forest plot."""
-    tables, pictures = [main_table(results, measure)], []
+    tables: list[Table] = [main_table(results, measure)]
+    pictures: list[Picture] = []
     if len(results.differences(measure)):
         tables.append(differences_table(results, measure))
-        pictures.append(forest_picture(results, measure))
+        pictures = forest_pictures(results, measure)
     return Section(slug(measure), heading(title(measure)), tables=tables, pictures=pictures)
 
 
@@ -589,18 +614,16 @@ def curves_section(results: Results) -> Section | None:
     first = [c for c in ("val_acc1", "host_loss") if c in there] or there[:1]
     rest = [c for c in there if c not in first]
     settings = [i for i in range(len(results.settings)) if i in set(results.curves["setting"])]
-    pictures = [p for i in settings for c in first for p in _curve_pictures(results, c, i)]
+    pictures = [p for i in settings[:_OPEN] for c in first for p in _curve_pictures(results, c, i)]
     if not pictures:
         return None
-    folded = [
-        Section(
-            f"curves-{i}",
-            f"Other curves, {results.setting_text(i)}",
-            pictures=[p for c in rest for p in _curve_pictures(results, c, i)],
-        )
-        for i in settings
-    ]
-    folded = [section for section in folded if section.pictures]
+    folded = []
+    for n, i in enumerate(settings):
+        names, what = (rest, "Other curves") if n < _OPEN else (there, "Curves")
+        drawn = [p for c in names for p in _curve_pictures(results, c, i)]
+        if drawn:
+            where = results.setting_text(i)
+            folded.append(Section(f"curves-{i}", f"{what}, {where}", pictures=drawn))
     return Section("curves", "Over training", pictures=pictures, folded=folded)
 
 
@@ -688,7 +711,10 @@ def cost_section(results: Results) -> Section | None:
         "h" * labels + "r" * (len(head) - labels),
         _expand(results, pd.DataFrame(rows)),
     )
-    return Section("cost", "Cost", tables=[table])
+    if "time_ratio" in measures or "memory_ratio" in measures:
+        return Section("cost", "Cost", tables=[table])
+    folded = Section("cost-table", "What the runs' own clocks say", tables=[table])
+    return Section("cost", "Cost", folded=[folded])
 
 
 # Others' figures, and everything else
