@@ -394,7 +394,7 @@ def test_mincs_gradient_varies_less_the_more_the_smaller_the_batch(where: str):
         for batch in (4, 16, 128)
     ]
     assert ratios == sorted(ratios)
-    assert ratios[0] < 0.75 and ratios[-1] < 1.1
+    assert ratios[0] < 0.4 and ratios[1] < 0.7 and ratios[2] < 0.95
 
 
 # --- two processes

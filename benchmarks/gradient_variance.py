@@ -1,0 +1,172 @@
+"""Variance of the gradient estimate against the batch size: MINC, spectral, SimCLR.
+
+    python benchmarks/gradient_variance.py --config-name digits/minc data.train_path=TRAIN
+    python benchmarks/gradient_variance.py --run RUN     # the weights of a finished run
+
+One network (backbone and projector of the configuration's method, in training mode), its weights
+held; for every batch the gradient of each loss in all of them. All losses see the same batches. The
+spectral loss is halved, which makes its expectation MINC's. Printed, for each batch size: the trace
+of the gradient's covariance, and the same relative to the squared norm of the mean gradient, which
+is what can be compared between losses of different scale. That norm is the largest batch size's
+(corrected for the error of the mean): at the small ones the noise hides it. Lambda is the moving
+average of MINC's own final decay, after as many batches again without a gradient.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from iecl_solo.evaluate.load import load_method, read_pretrained
+from iecl_solo.losses import MINCLoss, spectral_contrastive_loss
+from iecl_solo.registry import complete_objective
+from iecl_solo.solo.build import build_model
+from iecl_solo.solo.data import pretrain_loader
+from iecl_solo.solo.host import Host, find_host
+from iecl_solo.solo.settings import prepare_pretrain
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def simclr(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    """NT-Xent (Chen et al. 2020, eq. 1) over both views."""
+    z = F.normalize(torch.cat([z1, z2]))
+    logits = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
+    return F.cross_entropy(logits, torch.arange(len(z), device=z.device).roll(len(z1)))
+
+
+def losses(cfg: DictConfig, temperature: float, device: str) -> dict[str, Loss]:
+    kwargs = cfg.method_kwargs
+    mu = float(kwargs.mu)
+    moving = MINCLoss(
+        int(kwargs.proj_output_dim), base_decay=float(kwargs.get("final_decay", 0.99)), mu=mu
+    ).to(device)
+    return {
+        "minc": lambda z1, z2: moving(torch.cat([z1, z2]), torch.cat([z2, z1])),
+        "spectral": lambda z1, z2: spectral_contrastive_loss(z1, z2, mu=mu) / 2,
+        "simclr": lambda z1, z2: simclr(z1, z2, temperature),
+    }
+
+
+def endless(cfg: DictConfig, host: Host, device: str) -> Iterator[list[Tensor]]:
+    """The two views of one batch after the other, augmented anew in every epoch."""
+    loader = pretrain_loader(cfg, host)
+    while True:
+        for _, views, _ in loader:
+            yield [view.to(device) for view in views[:2]]
+
+
+class Moments:
+    """Mean and trace of the covariance of vectors, one at a time."""
+
+    def __init__(self) -> None:
+        self.count, self.total, self.squares = 0, torch.zeros(()), 0.0
+
+    def add(self, gradients: tuple[Tensor, ...]) -> None:
+        vector = torch.cat([g.flatten() for g in gradients]).double()
+        self.count += 1
+        self.total = self.total.to(vector.device) + vector
+        self.squares += float(vector @ vector)
+
+    def summary(self) -> dict[str, float]:
+        mean = float((self.total / self.count).square().sum())
+        variance = (self.squares - self.count * mean) / (self.count - 1)
+        return {"variance": variance, "signal": mean - variance / self.count}
+
+
+def measure(
+    network: nn.Module, named: dict[str, Loss], views: Iterator[list[Tensor]], batches: int
+) -> dict[str, dict[str, float]]:
+    moments = {name: Moments() for name in named}
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    for batch in range(2 * batches):
+        with torch.set_grad_enabled(batch >= batches):
+            z1, z2 = (network(view) for view in next(views))
+            if batch < batches:
+                named["minc"](z1, z2)  # Lambda forgets how it began
+                continue
+            for name, loss in named.items():
+                value = loss(z1, z2)
+                moments[name].add(torch.autograd.grad(value, parameters, retain_graph=True))
+    return {name: moment.summary() for name, moment in moments.items()}
+
+
+def picture(frame: pd.DataFrame, path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(5, 3.6), layout="constrained")
+    for name, rows in frame.groupby("loss", sort=False):
+        axes.loglog(rows["batch"], rows["relative"], marker="o", label=name)
+    axes.set_xlabel("batch size")
+    axes.set_ylabel("variance of the gradient / squared norm of its mean")
+    axes.set_xticks(sorted(frame["batch"].unique()), labels=sorted(frame["batch"].unique()))
+    axes.minorticks_off()
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def setting(options: argparse.Namespace) -> tuple[DictConfig, Any]:
+    """The configuration, and the model that it or the run's checkpoint gives."""
+    host = find_host()
+    if options.run:
+        pretrained = read_pretrained(options.run)
+        return pretrained.cfg, load_method(pretrained, host)
+    with initialize_config_module("iecl_solo.configs", version_base="1.2"):
+        cfg = compose(f"pretrain/{options.config_name}", overrides=options.overrides)
+    cfg = prepare_pretrain(cfg, host)
+    complete_objective(cfg)
+    torch.manual_seed(options.seed)
+    return cfg, build_model(OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)), host)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("overrides", nargs="*", help="of the configuration")
+    parser.add_argument("--config-name", default="digits/minc", help="a spectral or minc one")
+    parser.add_argument("--run", help="folder of a finished spectral or minc run")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[8, 32, 128, 512])
+    parser.add_argument("--batches", type=int, default=64)
+    parser.add_argument("--temperature", type=float, default=0.2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=Path("gradient_variance"))
+    options = parser.parse_args()
+    cfg, model = setting(options)
+    host = find_host()
+    network = nn.Sequential(getattr(model, host.online), model.projector).to(options.device).train()
+    start = copy.deepcopy(network.state_dict())
+    rows = []
+    for size in sorted(options.sizes, reverse=True):
+        network.load_state_dict(start)  # batch norm's running statistics have moved
+        torch.manual_seed(options.seed)
+        own = copy.deepcopy(cfg)
+        own.optimizer.batch_size = size
+        views = endless(own, host, options.device)
+        named = losses(own, options.temperature, options.device)
+        for name, found in measure(network, named, views, options.batches).items():
+            rows.append({"batch": size, "loss": name, **found})
+    frame = pd.DataFrame(rows)
+    signal = frame[frame["batch"] == frame["batch"].max()].set_index("loss")["signal"]
+    frame["relative"] = frame["variance"] / frame["loss"].map(signal.where(signal > 0))
+    for value in ("variance", "relative"):
+        print(f"{value}:\n{frame.pivot(index='batch', columns='loss', values=value).to_string()}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(options.out / "gradient_variance.csv", index=False)
+    picture(frame, options.out / "gradient_variance.png")
+    print(f"{options.out}: gradient_variance.csv, gradient_variance.png")
+
+
+if __name__ == "__main__":
+    main()
