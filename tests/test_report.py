@@ -15,7 +15,8 @@ from scipy import stats
 from support_report import ARMS, BATCH, make_store, rich_store
 
 from iecl_solo.benchmark.answer import answer
-from iecl_solo.benchmark.report import sweeps, write_report
+from iecl_solo.benchmark.comparisons import sweeps
+from iecl_solo.benchmark.report import write_report
 from iecl_solo.benchmark.results import read
 from iecl_solo.benchmark.store import Store
 from iecl_solo.cli.main import main
@@ -228,7 +229,8 @@ def test_two_seeds_claim_nothing_however_small_p_is(tmp_path: Path):
 
 
 def test_answer_with_its_interval(tmp_path: Path):
-    results = read(make_store(tmp_path, arms=TWO, seeds=range(5), axes={BATCH: [64, 256]}))
+    axes = {"method_kwargs.temperature": [0.1, 0.2]}
+    results = read(make_store(tmp_path, arms=TWO, seeds=range(5), axes=axes))
     frame = results.of("knn_acc1").pivot_table(
         index=["seed", "setting"], columns="arm", values="value"
     )
@@ -247,6 +249,30 @@ def test_answer_without_a_difference(tmp_path: Path):
     found = answer(read(store))
     assert re.match(r"No difference can be told from 3 seeds \(p = 0\.\d{3}\): in k-NN", found)
     assert "95 % interval −" in found
+
+
+@pytest.mark.parametrize("per_doubling", [-1.0, 0.0])
+def test_answer_says_what_the_batch_size_does(per_doubling: float, tmp_path: Path):
+    store = make_store(tmp_path, arms=TWO, seeds=range(4), axes={BATCH: [64, 128, 512]})
+    rng = np.random.default_rng(0)
+    slopes = []
+    for seed in range(4):
+        gains = 5 + per_doubling * np.array([-1, 0, 2]) + rng.normal(0, 0.1, 3)
+        # least squares by hand: the sizes' logarithms are 6, 7 and 9, their mean is 22 / 3
+        x = np.array([6, 7, 9]) - 22 / 3
+        slopes.append((x * gains).sum() / (x * x).sum())
+        for size, gain in zip((64, 128, 512), gains, strict=True):
+            for arm, value in (("simclr", 70.0 + seed), ("iecl_simclr", 70.0 + seed + gain)):
+                store.finish(f"digits-{arm}-({size},)-{seed}", {"knn_acc1": value})
+    test = stats.ttest_1samp(slopes, 0.0)
+    low, high = test.confidence_interval()
+    words = answer(read(store))
+    signed = [f"{v:+.2f}".replace("-", "−") for v in (np.mean(slopes), low, high)]
+    signed = [v[1:] if v[1:] == "0.00" else v for v in signed]  # no sign where it is rounded off
+    amount = "{} points (95 % interval {} to {}) per doubling.".format(*signed)
+    assert "is ahead of simclr in k-NN top-1 by +" in words and words.endswith(amount)
+    told = "it falls with the batch size" in words
+    assert told == (per_doubling != 0) == (test.pvalue < 0.05)
 
 
 def test_rows_outside_the_grid_do_not_count(tmp_path: Path):
@@ -354,6 +380,17 @@ def test_every_run_is_there_with_its_configuration(rich: Path):
     assert "max_epochs" not in table.index and "max_epochs: 8" in page.source
 
 
+def test_what_is_null_here_and_absent_there_is_no_difference(tmp_path: Path):
+    store = make_store(tmp_path, arms=TWO, seeds=(0, 1))
+    for cell in store.meta()["cells"]:
+        own = {"iecl": {"eps": None, "beta": 0.1}} if "iecl" in cell else {}
+        store.finish(cell, {"knn_acc1": 1.0}, config={"name": cell, "flag": True, **own})
+    write_report(store, tmp_path)
+    table = pd.read_csv(tmp_path / "tables" / "configurations.csv")
+    assert table["setting"].tolist() == ["iecl.beta"]
+    assert "flag: true" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
 def test_sweep_without_another_axis_is_a_line(tmp_path: Path):
     write_report(make_store(tmp_path), tmp_path)
     drawing = next((tmp_path / "figures").glob("sensitivity-*")).read_text(encoding="utf-8")
@@ -388,7 +425,7 @@ def test_many_arms_go_down_the_table(tmp_path: Path):
 
 def test_many_comparisons_have_a_forest_plot_a_setting(tmp_path: Path):
     arms = {"simclr": ARMS["simclr"]} | {f"arm {i}": {"method": "iecl_simclr"} for i in range(9)}
-    write_report(make_store(tmp_path, arms=arms, axes={BATCH: [64, 256]}, seeds=(0,)), tmp_path)
+    write_report(make_store(tmp_path, arms=arms, axes={BATCH: [64, 256]}, seeds=(0, 1)), tmp_path)
     forests = sorted((tmp_path / "figures").glob("forest-*"))
     assert [path.name for path in forests] == ["forest-knn-acc1-0.svg", "forest-knn-acc1-1.svg"]
     assert all(f">arm {i}<" in forests[0].read_text(encoding="utf-8") for i in range(9))

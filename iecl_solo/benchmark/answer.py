@@ -8,7 +8,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from iecl_solo.benchmark.results import Results, cost_rows, count, listed
+from iecl_solo.benchmark.results import (
+    BATCH_SIZE,
+    Results,
+    cost_rows,
+    count,
+    groups,
+    listed,
+    slopes,
+)
 from iecl_solo.benchmark.statistics import (
     MIN_SEEDS,
     Difference,
@@ -128,6 +136,21 @@ def _answer_of_many(measure: str, rows: Sequence[tuple[str, str, int, Difference
     return f"In {name(measure)}, {', '.join(parts)}; {far} ({n}, paired t, Holm-corrected)."
 
 
+def _trend(results: Results, measure: str, row: tuple[str, str, int, Difference, float]) -> str:
+    """What the batch size does to the only difference, where it is an axis."""
+    if BATCH_SIZE not in results.axes:
+        return ""
+    sizes = {i: x for values in groups(results, BATCH_SIZE).values() for x, i in values if x > 0}
+    slope = slopes(results, measure, sizes).get(row[:2])
+    if slope is None:
+        return ""
+    if caution(slope, slope.p):
+        words = "no change of it with the batch size can be told"
+    else:
+        words = f"it {'rises' if slope.mean > 0 else 'falls'} with the batch size"
+    return f"; {words}: {_amount(measure, slope)} per doubling"
+
+
 def _answer_of_cost(results: Results) -> str:
     rows = cost_rows(results)
     arms = [arm for arm in results.arms if arm in {row["arm"] for row in rows}]
@@ -170,7 +193,8 @@ def answer(results: Results) -> str:
         return so_far + f"no run has measured {name(measure)}, which the question is about."
     if rows := overall(results, measure):
         if len(rows) == 1:
-            return so_far + _answer_of_one(measure, *rows[0])
+            sentence = _answer_of_one(measure, *rows[0]).removesuffix(".")
+            return so_far + sentence + _trend(results, measure, rows[0]) + "."
         return so_far + _answer_of_many(measure, rows)
     table = summary_table(results.of(measure), ["setting"])
     table = table.dropna(subset=["mean"]).sort_values("mean")

@@ -221,7 +221,10 @@ def bands(axes: Axes, lines: Sequence[Line], x: str, y: str) -> None:
         )
         if len(line.x) == 1:
             axes.plot(line.x, line.y, line.look.marker, color=line.look.colour, markersize=4)
-    axes.locator_params(axis="x", nbins=6, integer=True)
+    if len({x for line in lines for x in line.x}) == 1:
+        axes.set_xticks([lines[0].x[0]])
+    else:
+        axes.locator_params(axis="x", nbins=6, integer=True)
     _finish(axes, x, y, len(lines))
 
 

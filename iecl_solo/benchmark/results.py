@@ -15,9 +15,11 @@ import pandas as pd
 
 from iecl_solo.benchmark import figures
 from iecl_solo.benchmark.figures import Look
-from iecl_solo.benchmark.statistics import difference_table
+from iecl_solo.benchmark.statistics import Difference, difference_table, paired_difference, pairs
 from iecl_solo.benchmark.store import Store
 from iecl_solo.benchmark.tables import better, is_cost
+
+BATCH_SIZE = "optimizer.batch_size"
 
 #: Columns of ``Store.cells`` that are no axis of the grid.
 _COLUMNS = (
@@ -51,6 +53,8 @@ def text(value: Any) -> str:
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
+    if isinstance(value, bool):
+        return json.dumps(value)
     if isinstance(value, (float, np.floating)):
         return f"{value:g}"
     return str(value) if isinstance(value, (str, int, np.integer)) else json.dumps(value)
@@ -215,6 +219,46 @@ def read(store: Store) -> Results:
     for frame in (runs, curves):
         frame["value"] = pd.to_numeric(frame["value"]).astype("float64")
     return Results(meta, cells, runs, curves, axes, settings, arms, missing)
+
+
+def groups(results: Results, axis: str) -> dict[tuple[str, ...], list[tuple[float, int]]]:
+    """(value of an axis, setting) by what else a setting is; numeric values only, ascending."""
+    column = 1 + results.axes.index(axis)
+    found: dict[tuple[str, ...], list[tuple[float, int]]] = {}
+    for i, setting in enumerate(results.settings):
+        try:
+            value = float(setting[column])
+        except ValueError:
+            continue
+        found.setdefault(setting[:column] + setting[column + 1 :], []).append((value, i))
+    return {rest: sorted(values) for rest, values in found.items()}
+
+
+def slopes(
+    results: Results, measure: str, sizes: Mapping[int, float]
+) -> dict[tuple[str, str], Difference]:
+    """How a paired difference changes when the batch size doubles.
+
+    Args:
+        results: the rows.
+        measure: what the difference is of.
+        sizes: batch size by setting; settings of one size are averaged first.
+
+    Returns:
+        By arm and baseline: per seed the least-squares slope over log2 of the size, then its mean
+        over the seeds that have every size; an arm with fewer than two sizes is left out.
+    """
+    both = pairs(results.of(measure), ["setting"])
+    both = both[both["setting"].isin(sizes)]
+    both = both.assign(d=both["value"] - both["baseline"], size=both["setting"].map(sizes))
+    found = {}
+    for (arm, other), group in both.groupby(["arm", "against"], sort=False):
+        wide = group.pivot_table(index="seed", columns="size", values="d").dropna()
+        if len(wide) and wide.shape[1] > 1:
+            x = np.log2(wide.columns.to_numpy(dtype=float))
+            each = np.polyfit(x, wide.to_numpy().T, 1)[0]
+            found[str(arm), str(other)] = paired_difference(each, np.zeros(len(each)))
+    return found
 
 
 def cost_rows(results: Results) -> list[dict[str, Any]]:

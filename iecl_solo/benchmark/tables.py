@@ -122,6 +122,8 @@ def number(measure: str, value: float, spread: float = math.nan, sign: bool = Fa
         ('90.12', '−0.0123')
         >>> number("parameters", 15380554), number("knn_acc1", 1.5, sign=True)
         ('15,380,554', '+1.50')
+        >>> number("knn_acc1", -0.001, sign=True)
+        '0.00'
     """
     if not math.isfinite(value):
         return "–"
@@ -134,7 +136,10 @@ def number(measure: str, value: float, spread: float = math.nan, sign: bool = Fa
         form = f".{min(max(1 - math.floor(math.log10(spread)), 0), 8)}f"
     else:
         form = ".4g"
-    return f"{value:{'+' if sign else ''}{form}}".replace("-", "−")
+    words = f"{value:{'+' if sign else ''}{form}}"
+    if not words.strip("+-0."):  # rounded to nothing, which has no sign
+        words = words.lstrip("+-")
+    return words.replace("-", "−")
 
 
 def p_value(p: float) -> str:
