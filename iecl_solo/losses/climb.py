@@ -38,14 +38,17 @@ def _only_gradient(loss: Tensor) -> Tensor:
     return loss - loss.detach()
 
 
+def _relative(value: Tensor, target: Tensor) -> Tensor:
+    """Their difference over the larger of the two, both >= 0: within -1 and 1."""
+    return (value - target) / torch.maximum(value, target).clamp(min=1e-30)
+
+
 def _weights_loss(logits: Tensor, share: Tensor) -> Tensor:
     """What moves softmax(logits) to ``share`` at a pace that depends on neither.
 
-    The gradient of the cross-entropy is ``weight - share``, of order 1/K; here each entry of it is
-    divided by the larger of the two, so that it is within -1 and 1 and vanishes at the same place.
+    The gradient of the cross-entropy is ``weight - share``, of order 1/K; it is rescaled here.
     """
-    weight = logits.detach().softmax(0)
-    gradient = (weight - share) / torch.maximum(weight, share).clamp(min=1e-30)
+    gradient = _relative(logits.detach().softmax(0), share)
     return _only_gradient((gradient * logits).sum())
 
 
@@ -138,11 +141,11 @@ class VMFMixture(nn.Module):
     def fitting_loss(self, z: Tensor) -> Tensor:
         """A loss whose gradient fits the parameters to the rows; its value is 0.
 
-        The gradient of the negative log-likelihood, rescaled by blocks to curvatures of order 1:
-        one learning rate then serves every d, K and concentration (ours). It is one step of EM's
-        M-step: each component is moved by the mean over the rows it answers for, not by its share
-        of the mean over all rows; the concentrations count in nats per dimension; the weights move
-        by ratios.
+        The gradient of the negative log-likelihood, each entry (each direction, for the means)
+        times a positive number that makes it of order 1 at most, and its curvature too: one
+        learning rate then serves every d, K and concentration (ours). It is one step of EM's
+        M-step: a component is moved by the mean over the rows it answers for, not by its share of
+        the mean over all rows; concentrations and weights move by ratios.
 
         Args:
             z: rows (B, d) as for ``log_prob``; no gradient reaches them.
@@ -156,14 +159,25 @@ class VMFMixture(nn.Module):
             responsibility = self._log_joint(cosines).detach().softmax(1)
             count, even = responsibility.sum(0), z.shape[0] / len(self.logits)
             # a component with few rows learns slowly rather than from next to nothing
-            weight = responsibility / count.clamp(min=even)
-            resultant = (weight * cosines).sum(0)
-            kappa = self.concentrations
-            log_likelihood = (
-                weight.sum(0) * log_vmf_normalizer(self.dim, kappa) + kappa * resultant.detach()
-            )
-            mixing = _weights_loss(self.logits, count / z.shape[0])
-            return mixing + _only_gradient(-resultant.sum() - log_likelihood.sum() / self.dim)
+            pace = count / count.clamp(min=even)
+            mean_cosine = (responsibility * cosines).sum(0) / count.clamp(min=1e-30)
+            length = mean_cosine.detach().clamp(0, 1)
+            # both lengths as concentrations, where one step is as good as another
+            excess = _relative(self._concentration(self._lengths()), self._concentration(length))
+            loss = pace * (excess * self.concentrations.log() - mean_cosine)
+            return _weights_loss(self.logits, count / z.shape[0]) + _only_gradient(loss.sum())
+
+    def _lengths(self) -> Tensor:
+        """Mean resultant length A_d(kappa_k) of each component, (K,), without gradient."""
+        kappa = self.concentrations.detach().requires_grad_()
+        with torch.enable_grad():
+            log_normalizer = log_vmf_normalizer(self.dim, kappa).sum()
+        return -torch.autograd.grad(log_normalizer, kappa)[0]
+
+    def _concentration(self, length: Tensor) -> Tensor:
+        """About the concentration of that mean resultant length: Banerjee et al. 2005, eq. 4.4."""
+        squared = length.square()
+        return length * (self.dim - squared) / (1 - squared).clamp(min=1e-6)
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
