@@ -481,6 +481,25 @@ def test_cost_of_a_twin_without_terms_is_its_hosts(images: Path):
     assert twin["time_ratio_low"] <= twin["time_ratio"] <= twin["time_ratio_high"]
 
 
+def test_the_regularizer_needs_no_second_set_of_gradients(images: Path):
+    """Its gradients come when the activations are gone: the height of the step stays."""
+    regularizer = {"beta": 0, "lambda": 0, "gamma": 0, "eta": 0.01, "placement": "none"}
+    arms = {
+        "simclr": {"method": "simclr"},
+        "on": {"method": "iecl_simclr", "iecl": regularizer},
+    }
+    benchmark = read_benchmark(grid(images, arms=arms, seeds=[0]))
+    heights, weights = [], 0
+    for cell in cells(benchmark):
+        cfg = configuration(benchmark, cell)
+        cfg.backbone.name, cfg.optimizer.batch_size = "resnet18", 16
+        cfg.augmentations[0].crop_size = 96
+        step = Step(cfg, HOST)
+        weights = sum(p.nbytes for p in step.model.parameters())
+        heights.append(step.peak_memory())
+    assert heights[1] - heights[0] < weights / 10
+
+
 def test_a_step_without_a_trainer_is_a_step(images: Path):
     benchmark = read_benchmark(grid(images, seeds=[0], arms={"m": {"method": "iecl_mocov2plus"}}))
     step = Step(configuration(benchmark, cells(benchmark)[0]), HOST)

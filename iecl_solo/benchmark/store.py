@@ -226,7 +226,7 @@ class Store:
         with self._connect() as db:
             frame = pd.read_sql("SELECT * FROM cells ORDER BY id", db)
         for column in ("config", "versions"):
-            frame[column] = [json.loads(v) if v else None for v in frame[column]]
+            frame[column] = [json.loads(v) if isinstance(v, str) else None for v in frame[column]]
         axes = pd.DataFrame([json.loads(v) for v in frame.pop("axes")], index=frame.index)
         return pd.concat([frame, axes], axis=1)
 

@@ -179,7 +179,9 @@ class IECL(Objective):
         >>> x = torch.randn(4, 3, 32, 32)
         >>> made = Made({0: net(x), 1: net(objective.transform(x, 1, "online"))})
         >>> sorted(objective.terms(made, net, epoch=0.0))
-        ['entropy', 'kl', 'regularizer', 'saib_decay']
+        ['entropy', 'kl']
+        >>> sorted(objective.weight_terms(net))
+        ['regularizer', 'saib_decay']
     """
 
     name = "iecl"
@@ -233,9 +235,9 @@ class IECL(Objective):
         return out
 
     def terms(self, made: Made, network: nn.Module, epoch: float) -> dict[str, Term]:
-        """KL, H(Z'), L_reg and R, each with its weight; see the module's equation.
+        """KL and H(Z'), each with its weight; see the module's equation.
 
-        KL and H(Z') are computed in float32 on L2-normalised embeddings whatever the autocast,
+        Both are computed in float32 on L2-normalised embeddings whatever the autocast,
         and over the batches of all processes under DDP. Terms of weight 0 that cost little are
         computed without gradient, for the log.
         """
@@ -250,11 +252,15 @@ class IECL(Objective):
                 kl = gaussian_kl(z_query, z_anchor, **asdict(c.kl))
             with torch.set_grad_enabled(lambda_ > 0):
                 entropy = estimators.estimate(c.entropy.estimator, z_query, **c.entropy.options())
-        terms = {"kl": Term(kl, beta), "entropy": Term(entropy, -lambda_)}
+        return {"kl": Term(kl, beta), "entropy": Term(entropy, -lambda_)}
+
+    def weight_terms(self, network: nn.Module) -> dict[str, Term]:
+        """L_reg(f) of the online network and R(g_phi), each with its weight."""
+        terms = {}
         if self.regularizer is not None:
-            terms["regularizer"] = Term(self.regularizer(network), c.eta)
+            terms["regularizer"] = Term(self.regularizer(network), self.config.eta)
         if self.saib is not None:
-            with torch.set_grad_enabled(c.gamma > 0):
-                norm = sum((p.square().sum() for p in self.saib.parameters()), query.new_zeros(()))
-            terms["saib_decay"] = Term(norm / 2, c.gamma)
+            with torch.set_grad_enabled(self.config.gamma > 0):
+                norm = torch.stack([p.square().sum() for p in self.saib.parameters()]).sum()
+            terms["saib_decay"] = Term(norm / 2, self.config.gamma)
         return terms

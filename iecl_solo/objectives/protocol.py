@@ -151,6 +151,14 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
+    def weight_terms(self, network: nn.Module) -> dict[str, Term]:
+        """Terms of weights alone, computed before the host's forward pass. Default: none.
+
+        Args:
+            network: the online network.
+        """
+        return {}
+
 
 def warmup(epoch: float, epochs: float) -> float:
     """Linear ramp from 0 to 1 over the first ``epochs`` epochs (ours; the papers are silent).

@@ -300,11 +300,17 @@ def with_objective(host_class: Any, *objective_classes: type[Objective]) -> type
             return [*super().learnable_params, *(g for g in groups if g["params"])]
 
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            # before the host's forward pass, so that their gradients come last, when the
+            # activations are gone: no second set of gradients at the height of a step's memory
+            of_weights = {
+                name: objective.weight_terms(self._network("online"))
+                for name, objective in self.objectives.items()
+            }
             with _Taps(self, self._networks, self.objectives.values()) as taps:
                 loss = super().training_step(batch, batch_idx)
             network, epoch = self._network("online"), self._epoch(batch_idx)
             for name, objective in self.objectives.items():
-                terms = objective.terms(taps.made, network, epoch)
+                terms = objective.terms(taps.made, network, epoch) | of_weights[name]
                 self.log_dict(
                     {
                         f"train_{name}_{k}": term.value.detach()
