@@ -244,6 +244,12 @@ def test_answer_with_its_interval(tmp_path: Path):
     )
 
 
+def test_an_arm_with_a_comma_is_one_arm(tmp_path: Path):
+    arms = {**TWO, "all, convex": {"method": "iecl_simclr"}}
+    words = answer(read(make_store(tmp_path, arms=arms, seeds=range(5), spread=0.05)))
+    assert words.startswith("In k-NN top-1, iecl_simclr and “all, convex” are ahead of simclr; ")
+
+
 def test_answer_without_a_difference(tmp_path: Path):
     store = make_store(tmp_path, arms=TWO, seeds=range(3), spread=20.0)
     found = answer(read(store))

@@ -78,6 +78,10 @@ def _p(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p_value(p)}"
 
 
+def _called(arm: str) -> str:
+    return f"“{arm}”" if "," in arm else arm
+
+
 def _over(settings: int) -> str:
     return f", averaged over {settings} settings" if settings > 1 else ""
 
@@ -104,15 +108,13 @@ def _answer_of_one(
 
 def _answer_of_many(measure: str, rows: Sequence[tuple[str, str, int, Difference, float]]) -> str:
     told = [row for row in rows if not caution(row[3], row[4])]
-    up = [row[0] for row in told if row[3].mean > 0]
-    down = [row[0] for row in told if row[3].mean < 0]
-    rest = [row[0] for row in rows if row not in told]
+    up = [_called(row[0]) for row in told if row[3].mean > 0]
+    down = [_called(row[0]) for row in told if row[3].mean < 0]
+    rest = [_called(row[0]) for row in rows if row not in told]
     seeds = sorted({row[3].n for row in rows})
     n = count(seeds[-1], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     largest = max(rows, key=lambda row: abs(row[3].mean) if row[3].n else -1.0)
-    far = (
-        f"the largest difference is {_amount(measure, largest[3])}, {largest[0]}{_over(largest[2])}"
-    )
+    far = f"the largest difference is {_amount(measure, largest[3])}, {_called(largest[0])}{_over(largest[2])}"
     if not told:
         return (
             f"No difference can be told from {n}: in {name(measure)} none of {len(rows)} arms can "
@@ -122,7 +124,7 @@ def _answer_of_many(measure: str, rows: Sequence[tuple[str, str, int, Difference
 
     def from_(arms: Sequence[str]) -> str:
         if len(bases) == 1:
-            return next(iter(bases))
+            return _called(next(iter(bases)))
         return "its baseline" if len(arms) == 1 else "their baselines"
 
     above, below = ("ahead of", "behind") if better(measure) else ("above", "below")
@@ -171,7 +173,9 @@ def _answer_of_cost(results: Results) -> str:
         ]
         above = any(ratio is not None and ratio > BAR for ratio in ratios.values())
         if parts:
-            words.append(f"{arm} takes {' and '.join(parts)} ({'above' if above else 'within'})")
+            words.append(
+                f"{_called(arm)} takes {' and '.join(parts)} ({'above' if above else 'within'})"
+            )
     if not words:
         return "No ratio to a baseline has been measured."
     sentence = f"Against a bar of {BAR} × the baseline, {listed(words, most=8)}"

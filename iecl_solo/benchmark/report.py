@@ -204,7 +204,7 @@ def missing_section(results: Results) -> Section | None:
     table = Table(
         "missing",
         "What is missing",
-        "Runs that count nowhere above. The command that made the store runs them again.",
+        "Runs and values that count nowhere above. The command that made the store runs them again.",
         head,
         rows,
         "h" * (len(head) - 2) + "ll",
@@ -365,7 +365,7 @@ def write_report(store: Store, to: Path) -> Path:
         "state": state(results),
         "total": len(results.cells) + len(results.missing),
         "facts": {
-            "arms": ", ".join(results.meta.get("arms") or results.arms),
+            "arms": " · ".join(results.meta.get("arms") or results.arms),
             "data": ", ".join(dict.fromkeys(setting[0] for setting in results.settings)),
             **{
                 results.axis_name(axis): ", ".join(map(text, values))
