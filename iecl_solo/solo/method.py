@@ -115,5 +115,5 @@ def host_method(method_class: type[Method]) -> type:
             return self.trainer.global_step / self.trainer.estimated_stepping_batches
 
     HostMethod.__name__ = HostMethod.__qualname__ = method_class.__name__
-    HostMethod.__doc__ = method_class.__doc__
+    HostMethod.__doc__ = f"{method_class.__name__} on the host's networks."
     return HostMethod
