@@ -114,7 +114,8 @@ def _answer_of_many(measure: str, rows: Sequence[tuple[str, str, int, Difference
     seeds = sorted({row[3].n for row in rows})
     n = count(seeds[-1], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     largest = max(rows, key=lambda row: abs(row[3].mean) if row[3].n else -1.0)
-    far = f"the largest difference is {_amount(measure, largest[3])}, {_called(largest[0])}{_over(largest[2])}"
+    far = f"the largest difference is {_amount(measure, largest[3])}, {_called(largest[0])}"
+    far += _over(largest[2])
     if not told:
         return (
             f"No difference can be told from {n}: in {name(measure)} none of {len(rows)} arms can "

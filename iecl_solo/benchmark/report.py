@@ -204,7 +204,7 @@ def missing_section(results: Results) -> Section | None:
     table = Table(
         "missing",
         "What is missing",
-        "Runs and values that count nowhere above. The command that made the store runs them again.",
+        "Runs and values that count nowhere above. The command below runs them again.",
         head,
         rows,
         "h" * (len(head) - 2) + "ll",

@@ -191,9 +191,7 @@ class Results:
 
 def read(store: Store) -> Results:
     """Everything in a store that is of the current grid; nothing need be there."""
-    # pandas 3 reads an absent text as NaN, which ``Store.cells`` would parse as JSON
-    with pd.option_context("future.infer_string", False):
-        meta, cells = store.meta(), store.cells()
+    meta, cells = store.meta(), store.cells()
     wanted = meta.get("cells")
     missing: list[str] = []
     if wanted is not None:
