@@ -13,6 +13,7 @@ from iecl_solo.methods.protocol import Method
 from iecl_solo.methods.spectral import Spectral
 from iecl_solo.objectives.climb import CLIMB
 from iecl_solo.objectives.iecl import IECL
+from iecl_solo.objectives.protocol import Objective
 from iecl_solo.solo.backbones import register_backbones
 from iecl_solo.solo.config import dump_block, parse_block, plain
 from iecl_solo.solo.host import find_host
@@ -24,7 +25,7 @@ WHOLE: tuple[type[Method], ...] = (Spectral, MINC)
 
 #: Each is added to every method of the host that can have it, as ``<objective>_<method>``, and so
 #: is every combination of them, in this order: ``iecl_climb_<method>``.
-OBJECTIVES = (IECL, CLIMB)
+OBJECTIVES: tuple[type[Objective], ...] = (IECL, CLIMB)
 
 _registered: list[str] = []
 
