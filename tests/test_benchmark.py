@@ -167,15 +167,18 @@ def test_kill_in_the_middle_leaves_the_same_store(local: Path, images: Path, tmp
 
 
 _SBATCH = """#!/bin/bash
-# stands for SLURM: runs each task of the array here and now
+# stands for SLURM: runs each task of the array here, once the pickle has its final name
 script="${@: -1}"
 cp "$script" {folder}/submission.sh
 last=$(grep -oP '(?<=--array=0-)[0-9]+' "$script")
-for i in $(seq 0 "$last"); do
-  SLURM_JOB_ID=7 SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$i SLURM_JOB_NUM_NODES=1 \\
-  SLURM_NTASKS=1 SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_JOB_NODELIST=here \\
-  bash "$script" > {folder}/task-$i.log 2>&1
-done
+(
+  sleep 2
+  for i in $(seq 0 "$last"); do
+    SLURM_JOB_ID=7 SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$i SLURM_JOB_NUM_NODES=1 \\
+    SLURM_NTASKS=1 SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_JOB_NODELIST=here \\
+    bash {folder}/submission.sh > {folder}/task-$i.log 2>&1
+  done
+) > /dev/null 2>&1 &
 echo "Submitted batch job 7"
 """
 _SRUN = """#!/bin/bash
@@ -186,7 +189,7 @@ exec "$@"
 """
 _SACCT = """#!/bin/bash
 echo "JobID|State|NodeList"
-for i in 0 1 2 3; do echo "7_$i|COMPLETED|here"; done
+for i in 0 1 2 3; do echo "7_$i|RUNNING|here"; done
 """
 
 

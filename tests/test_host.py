@@ -146,3 +146,13 @@ def test_wrong_types_name_the_full_path(block: object, said: str):
     with pytest.raises(IECLError) as error:
         parse_block("iecl", IECLConfig, block)  # type: ignore[arg-type]
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_timm_names_are_timms_own_networks():
+    """Main registers its own ConvNeXt and Swin under timm's names."""
+    from iecl_solo.solo.backbones import timm_backbone
+
+    for name in ("convnext_tiny", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"):
+        model = timm_backbone(name=name)
+        assert type(model).__module__.startswith("timm.")
+        assert model.num_features > 0

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
@@ -119,6 +119,8 @@ class _Evaluation:
         linear, arguments = self._config(self.protocol.linear)
         linear.optimizer.lr *= lr / self.protocol.linear.lr[0]
         linear.data.num_workers = 0
+        # features are no images, which main would lay out channels last
+        OmegaConf.update(linear, "performance.disable_channel_last", True, force_add=True)
         backbone = _Features(train[0].shape[1])
         return linear_accuracy(
             linear, backbone, self.host, TensorDataset(*train), TensorDataset(*test), arguments

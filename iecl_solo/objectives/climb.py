@@ -37,7 +37,9 @@ class CLIMBConfig:
     how it was measured.
 
     Attributes:
-        beta: weight of the bound on H(Z), in nats. At 0 nothing is learned or added.
+        beta: weight of the bound on H(Z); of an embedding's in nats per dimension, so that one
+            value serves every width, of a code's over prototypes in nats. At 0 nothing is learned
+            or added.
         beta_warmup_epochs: epochs over which beta ramps up from 0; r is learned from the start.
         marginal: vmf, a mixture of von Mises-Fisher densities over normalised embeddings;
             prototypes, a distribution over the host's prototypes; null is prototypes for a host
@@ -49,7 +51,7 @@ class CLIMBConfig:
         views: large crops whose online embeddings are Z; null is all of them.
     """
 
-    beta: float = 0.001
+    beta: float = 0.02
     beta_warmup_epochs: float = 0.0
     marginal: str | None = None
     num_components: int = 64
@@ -141,11 +143,13 @@ class CLIMB(Objective):
             return terms
         beta = self.config.beta * warmup(epoch, self.config.beta_warmup_epochs)
         if isinstance(self.marginal, PrototypeMarginal):
-            z = of_views(made.scores, self.crops)
+            z, weight = of_views(made.scores, self.crops), beta
+        else:
+            weight = beta / z.shape[1]
         held = {name: p.detach() for name, p in self.marginal.named_parameters()}
-        with torch.set_grad_enabled(beta > 0):
+        with torch.set_grad_enabled(weight > 0):
             bound = -functional_call(self.marginal, held, z).mean()
-        terms["entropy_bound"] = Term(bound, beta)
+        terms["entropy_bound"] = Term(bound, weight)
         terms["fit"] = Term(self.marginal.fitting_loss(z), 1.0, logged=False)
         return terms
 

@@ -65,8 +65,10 @@ def timm_backbone(
     """
     if not timm.is_model(name):
         raise unknown_name("backbone", PREFIX + name, (PREFIX + n for n in timm.list_models()))
+    # not by timm's registry, where main has put its own ConvNeXt and others under timm's names
+    entry = getattr(timm.models, name, partial(timm.create_model, name))
     try:
-        model = timm.create_model(name, num_classes=0, **kwargs)
+        model = entry(num_classes=0, **kwargs)
     except TypeError as error:
         raise IECLError(f"backbone {PREFIX}{name}: {error}") from None
     if small_stem:
