@@ -51,7 +51,7 @@ class CLIMBConfig:
         views: large crops whose online embeddings are Z; null is all of them.
     """
 
-    beta: float = 0.02
+    beta: float = 0.03
     beta_warmup_epochs: float = 0.0
     marginal: str | None = None
     num_components: int = 64
