@@ -289,7 +289,7 @@ def test_limit_of_the_concentration_bounds_what_collapse_gains():
     collapsed = F.normalize(torch.ones(5, 8, dtype=torch.float64))
     least = -log_vmf_normalizer(8, limit).item() - limit
     r = VMFMixture(8, 1, max_concentration=limit).double()
-    fit(r, collapsed, 500)
+    fit(r, collapsed, 200)
     assert least < entropy_bound(collapsed, r).item() < least + 1
     m.concentrations.sum().backward()
     assert m.log_concentration.grad.isfinite().all()
@@ -766,3 +766,29 @@ def test_compare_takes_the_climb_twin(images: Path, tmp_path: Path, capfd, monke
     assert (tmp_path / "climb/curves.png").is_file()
     printed = capfd.readouterr().out
     assert "climb_simclr is" in printed and "saib.png" not in printed
+
+
+if (HOST.path.parent / "main_pretrain.py").is_file():
+
+    def test_solo_learns_own_script_trains_the_combination(images: Path, tmp_path: Path):
+        script = HOST.path.parent / "main_pretrain.py"
+        arguments = [
+            *("--config-path", "pkg://iecl_solo.configs"),
+            *("--config-name", "pretrain/digits/climb_simclr", "method=iecl_climb_simclr"),
+            *("accelerator=cpu", "devices='1'", "precision=32-true", "data.num_workers=0"),
+            *(f"data.train_path={images}", f"data.val_path={images}", "max_epochs=1"),
+            *("backbone.name=resnet18", "~backbone.kwargs", "optimizer.batch_size=8"),
+        ]
+        done = subprocess.run(
+            [sys.executable, str(script), *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parent)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        (checkpoint,) = tmp_path.rglob("*.ckpt")
+        args = json.loads((checkpoint.parent / "args.json").read_text())
+        assert args["climb"]["beta"] == CLIMBConfig().beta and args["iecl"]["placement"] == "query"
+        state = read_checkpoint(checkpoint)["state_dict"]
+        assert any(k.startswith("iecl.saib") for k in state) and "climb.marginal.means" in state
