@@ -16,6 +16,7 @@ from iecl_solo.objectives.iecl import IECL
 from iecl_solo.objectives.protocol import Objective
 from iecl_solo.solo.backbones import register_backbones
 from iecl_solo.solo.config import dump_block, parse_block, plain
+from iecl_solo.solo.data import register_saib_augmentation
 from iecl_solo.solo.host import find_host
 from iecl_solo.solo.method import host_method
 from iecl_solo.solo.wrapper import REFUSED, with_objective
@@ -40,6 +41,7 @@ def register() -> None:
         return
     host = find_host()
     register_backbones(host, [objective.name for objective in OBJECTIVES])
+    register_saib_augmentation(host)
     for method in WHOLE:
         _add(method.name, host_method(method))
     for name, host_class in list(host.methods.items()):

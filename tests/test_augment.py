@@ -77,5 +77,5 @@ def test_mistakes_are_one_line(saib: SAIB, images: Path):
         FrozenSAIB(saib, 1.5)
     crop = raw_config("simclr", images)["augmentations"][0]
     cfg = config("simclr", images, augmentations=[{**crop, "saib": {"path": "x"}}])
-    with pytest.raises(IECLError, match=r"augmentations\[0\]\.saib"):
+    with pytest.raises(IECLError, match=r"augmentations\.saib"):
         pretrain_loader(cfg, HOST)

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from support import HOST, image_folder
 
+from iecl_solo.evaluate.load import load_method, read_pretrained
+from iecl_solo.saib import save_saib
 from iecl_solo.solo.checkpoint import backbone_state, read_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -98,6 +101,19 @@ sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
+    COUNT_SAIB = """
+import runpy, sys
+from iecl_solo.augment import FrozenSAIB
+calls, forward = [0], FrozenSAIB.__call__
+def counted(self, image):
+    calls[0] += 1
+    return forward(self, image)
+FrozenSAIB.__call__ = counted
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+print("saib calls", calls[0])
+"""
+
     @pytest.fixture(scope="module")
     def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         """What the unmodified main_pretrain.py leaves of ``method: iecl_simclr``."""
@@ -125,6 +141,31 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         # the whole block is saved, defaults included
         assert args["iecl"]["entropy"]["estimator"] == "coding_rate"
         assert any(k.startswith("iecl.saib") for k in read_checkpoint(pretrained)["state_dict"])
+
+    def test_main_pretrain_takes_a_frozen_saib(pretrained: Path, tmp_path: Path):
+        """Another method, trained by the unmodified script on views that a learned SAIB made."""
+        cfg, folder = read_pretrained(pretrained).cfg, pretrained.parents[3]
+        model = load_method(read_pretrained(pretrained), HOST)
+        save_saib(model.iecl.saib, tmp_path / "saib.safetensors")
+        (tmp_path / "count.py").write_text(COUNT_SAIB)
+        for augmentation in cfg.augmentations:
+            augmentation.saib = {"file": f"{tmp_path}/saib.safetensors", "prob": 1.0}
+        own = {"defaults": ["/pretrain/digits/byol", "_self_"], "augmentations": cfg.augmentations}
+        OmegaConf.save(OmegaConf.create(own), tmp_path / "frozen.yaml")
+        out = run_python(
+            [
+                *("count.py", str(SCRIPTS / "main_pretrain.py")),
+                *("--config-path", str(tmp_path), "--config-name", "frozen"),
+                *CPU,
+                *(f"data.train_path={folder / 'train'}", "data.val_path=null"),
+                *("backbone.name=resnet18", "~backbone.kwargs"),
+                *("optimizer.batch_size=6", "max_epochs=1", "checkpoint.enabled=false"),
+            ],
+            tmp_path,
+        )
+        views = sum(a.num_crops for a in cfg.augmentations)
+        images = sum(1 for _ in (folder / "train").rglob("*.png"))
+        assert f"saib calls {views * images}" in out
 
     def test_main_linear_holds_the_trained_backbone(pretrained: Path, tmp_path: Path):
         (tmp_path / "keep.py").write_text(KEEP_LINEAR)

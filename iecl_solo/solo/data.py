@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +40,45 @@ def _named_errors(dataset: Any) -> Any:
     return dataset
 
 
-def _with_saib(transform: Any, augmentation: DictConfig, i: int) -> Any:
+def _with_saib(transform: Any, augmentation: Mapping[str, Any]) -> Any:
     """The host's pipeline of one crop, followed by a frozen SAIB where the YAML has ``saib:``."""
     given = augmentation.get("saib")
     if given is None:
         return transform
     unknown = sorted(set(given) - {"file", "prob"})
     if unknown or "file" not in given:
-        raise IECLError(f"augmentations[{i}].saib: {unknown or 'no file'}; file and prob are known")
-    return transforms.Compose([transform, FrozenSAIB(given.file, given.get("prob", 0.5))])
+        raise IECLError(f"augmentations.saib: {unknown or 'no file'}; file and prob are known")
+    return transforms.Compose([transform, FrozenSAIB(given["file"], given.get("prob", 0.5))])
+
+
+def register_saib_augmentation(host: Host) -> None:
+    """Let main's own pipeline builder know ``augmentations[i].saib: {file, prob}``. Idempotent.
+
+    Its scripts import the builder by name before a Hydra plugin can run, so it is replaced in the
+    running script too.
+    """
+    if not host.takes_cfg:  # no scripts, and no pipeline from a configuration
+        return
+    module = host.import_module("data.pretrain_dataloader")
+    name = "build_transform_pipeline"
+    original: Any = getattr(module, name)
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @wraps(original)
+    def build_transform_pipeline(dataset: str, cfg: Any) -> Any:
+        return _with_saib(original(dataset, cfg), cfg)
+
+    for holder in (module, sys.modules["__main__"]):
+        if getattr(holder, name, None) is original:
+            setattr(holder, name, build_transform_pipeline)
 
 
 def _main_transform(cfg: DictConfig, host: Host) -> Any:
     data = host.import_module("data.pretrain_dataloader")
     pipelines = []
-    for i, a in enumerate(cfg.augmentations):
-        crop = _with_saib(data.build_transform_pipeline(cfg.data.dataset, a), a, i)
+    for a in cfg.augmentations:
+        crop = data.build_transform_pipeline(cfg.data.dataset, a)
         pipelines.append(data.NCropAugmentation(crop, a.num_crops))
     return data.FullTransformPipeline(pipelines)
 
@@ -81,7 +107,7 @@ def _kwargs_transform(cfg: DictConfig, host: Host) -> Any:
                 "mean": tuple(a.get("mean", IMAGENET_MEAN)),
                 "std": tuple(a.get("std", IMAGENET_STD)),
             }
-        built.append(_with_saib(data.prepare_transform(cfg.data.dataset, **kwargs), a, i))
+        built.append(_with_saib(data.prepare_transform(cfg.data.dataset, **kwargs), a))
         counts.append(a.num_crops)
     return data.prepare_n_crop_transform(built, num_crops_per_aug=counts)
 
