@@ -58,6 +58,9 @@ def test_compare_leaves_a_table_and_pictures(compared: Path):
     assert frame["parameters"].iloc[1] > frame["parameters"].iloc[0]
     for name in ("curves.png", "saib.png"):
         assert min(Image.open(compared / name).size) > 300
+    page = (compared / "report.html").read_text()
+    assert "iecl-solo compare --config-name digits/iecl_simclr" in page
+    assert "accelerator=cpu" in page
 
 
 def test_both_saw_the_same_batches_from_the_same_weights(compared: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,10 +14,14 @@ from typing import Any
 
 import pandas as pd
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from iecl_solo.benchmark.report import write_report
+from iecl_solo.benchmark.run import training_curves
+from iecl_solo.benchmark.store import STORE, Store
 from iecl_solo.cli.pretrain import pretrain
 from iecl_solo.cli.quiet import quiet
 from iecl_solo.cli.runs import Run, read_json
@@ -184,6 +189,46 @@ def _pictures(runs: list[Run], names: list[str], folder: Path) -> None:
         plot_saib(query, objective.saib(query), folder / "saib.png")
 
 
+def _command() -> str | None:
+    """The command line that Hydra was given."""
+    if not HydraConfig.initialized():
+        return None
+    hydra = HydraConfig.get()
+    name = str(hydra.job.config_name).removeprefix("pretrain/")
+    return shlex.join(["iecl-solo", "compare", "--config-name", name, *hydra.overrides.task])
+
+
+def _report(runs: list[Run], title: str, folder: Path) -> Path:
+    """The same page that a benchmark ends with, of this one pair."""
+    (folder / STORE).unlink(missing_ok=True)  # it is made of what the runs keep
+    store = Store(folder / STORE)
+    methods = [str(run.args["method"]) for run in runs]
+    seed = runs[0].args["seed"]
+    store.begin(
+        {
+            "name": title,
+            "preset": "compare",
+            "question": f"What does {methods[1]} change about {methods[0]}?",
+            "measures": ["knn_acc1", "linear_acc1", "query_entropy"],
+            "arms": {method: {"method": method} for method in methods},
+            "axes": {},
+            "seeds": [seed],
+            "settings": {},
+            "published": [],
+            "command": _command(),
+            "cells": methods,
+        }
+    )
+    for run, method, against in zip(runs, methods, [None, methods[0]], strict=True):
+        assert run.result is not None
+        row = {"id": method, "data": run.args["data"]["dataset"], "arm": method, "axes": {}}
+        store.claim({**row, "method": method, "against": against, "seed": seed})
+        about = {name: run.result[name] for name in ("seconds", "device", "versions")}
+        measures = read_json(run.folder / EVALUATION)["metrics"]
+        store.finish(method, measures, training_curves(run), config=run.args, **about)
+    return write_report(store, folder)
+
+
 def compare(cfg: DictConfig) -> pd.DataFrame:
     """Train, evaluate and tabulate a method and its twin; what is done already is not redone.
 
@@ -231,7 +276,8 @@ def compare(cfg: DictConfig) -> pd.DataFrame:
     show(frame, f"{title}, {cfg.max_epochs} epochs, seed {seed}, {host.describe()}")
     print(verdict(frame))
     written = [n for n in ("table.csv", "curves.png", "saib.png") if (report / n).is_file()]
-    print(f"report: {report} ({', '.join(written)})")
+    page = _report(runs, title, report)
+    print(f"report: {page} ({', '.join(written)} beside it)")
     return frame
 
 
