@@ -23,7 +23,7 @@ from iecl_solo.benchmark.cost import Step, interleaved, measure_cost
 from iecl_solo.benchmark.grid import cells, configuration, read_benchmark
 from iecl_solo.benchmark.store import STORE, Store
 from iecl_solo.callbacks.seed import seed_epoch
-from iecl_solo.cli.benchmark import check
+from iecl_solo.cli.benchmark import check, take_gpu
 from iecl_solo.cli.hydra_app import packaged_configs
 from iecl_solo.cli.main import main
 from iecl_solo.cli.pretrain import pretrain
@@ -164,6 +164,18 @@ def test_kill_in_the_middle_leaves_the_same_store(local: Path, images: Path, tmp
     assert 0 < len(Store(store).done()) < 4
     subprocess.run(command, check=True, timeout=300)
     pd.testing.assert_frame_equal(rows(tmp_path), rows(local))
+
+
+def test_workers_of_one_machine_take_its_gpus_in_turn(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    taken = []
+    for given in ("", "5,6,7"):
+        for number in range(4):
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+            take_gpu(number)
+            taken.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert taken == ["0", "1", "2", "0", "5", "6", "7", "5"]
 
 
 _SBATCH = """#!/bin/bash

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -10,6 +11,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from iecl_solo.benchmark.grid import (
@@ -50,6 +53,20 @@ def check(benchmark: BenchmarkConfig) -> None:
             complete_objective(cfg)
 
 
+def take_gpu(number: int) -> None:
+    """Let this worker see one GPU of the machine's, the ``number``-th in turn.
+
+    Lightning would take the first one in every worker. Nothing is done where CUDA runs already, as
+    in a worker's second cell, or where there is one GPU at most.
+    """
+    count = torch.cuda.device_count()
+    if count < 2 or torch.cuda.is_initialized():
+        return
+    given = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    visible = given.split(",")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible[number % len(visible)]
+
+
 def main(cfg: DictConfig) -> None:
     """What each of Hydra's jobs does: look at the whole grid, or run the cell it is given."""
     benchmark = read_benchmark(cfg)
@@ -57,6 +74,9 @@ def main(cfg: DictConfig) -> None:
         check(benchmark)
         _planned.append(benchmark)
         return
+    hydra = HydraConfig.get()
+    if "joblib" in hydra.launcher._target_.lower():  # the other launchers give each job its own
+        take_gpu(hydra.job.num)
     run_cell(benchmark, find_cell(benchmark, benchmark.cell))
 
 
