@@ -323,8 +323,8 @@ def plain_weights(module: nn.Module) -> dict[str, Tensor]:
 def plain_state_dict(module: nn.Module) -> dict[str, Tensor]:
     """The state dict of ``module`` with effective weights under plain names.
 
-    It loads into the plain network with ``strict=True``. For resuming, keep
-    :func:`parametrized_state` beside it.
+    It loads into the plain network with ``strict=True``. To resume, keep the network's own state
+    dict: the weights before division and the power iteration's vectors are in that one only.
 
     >>> plain = plain_state_dict(parametrize_spectral(nn.Linear(4, 3)))
     >>> nn.Linear(4, 3).load_state_dict(plain)
@@ -335,36 +335,6 @@ def plain_state_dict(module: nn.Module) -> dict[str, Tensor]:
     )
     plain = {name: v for name, v in module.state_dict().items() if not name.startswith(taken)}
     return {**plain, **plain_weights(module)}
-
-
-def parametrized_state(module: nn.Module) -> dict[str, Tensor]:
-    """What :func:`plain_state_dict` lacks for resuming: the weights before division, and u and v.
-
-    The keys are ``original_0``, ``u_0``, ``v_0``, ...: numbers, in registration order, because host
-    scripts rewrite every key that looks like a network's.
-    """
-    return {key: tensor.detach() for key, tensor in _parametrized_tensors(module).items()}
-
-
-@torch.no_grad()
-def load_parametrized_state(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put :func:`parametrized_state` back, in place, into a module parametrised in the same way.
-
-    Raises:
-        IECLError: keys or shapes are not those of ``module``; nothing is changed then.
-
-    >>> a, b = (parametrize_spectral(nn.Linear(4, 3)) for _ in range(2))
-    >>> load_parametrized_state(b, parametrized_state(a))
-    >>> torch.equal(plain_weights(a)["weight"], plain_weights(b)["weight"])
-    True
-    """
-    own = _parametrized_tensors(module)
-    wrong = [key for key in own.keys() ^ state.keys()]
-    wrong += [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
-    if wrong:
-        raise IECLError(f"spectral state: '{min(wrong)}' does not fit this network's layers")
-    for key, tensor in own.items():
-        tensor.copy_(state[key])
 
 
 # --- vectors and matrices
@@ -580,12 +550,3 @@ def _parametrized(module: nn.Module) -> list[tuple[str, nn.Module, str]]:
         for attribute, stack in layer.parametrizations.items()
         if hasattr(stack[0], "_u")
     ]
-
-
-def _parametrized_tensors(module: nn.Module) -> dict[str, Tensor]:
-    tensors = {}
-    for index, (_, layer, attribute) in enumerate(_parametrized(module)):
-        stack = layer.parametrizations[attribute]  # type: ignore[index]
-        for key, name in {"original": "original", "u": "0._u", "v": "0._v"}.items():
-            tensors[f"{key}_{index}"] = attrgetter(name)(stack)
-    return tensors

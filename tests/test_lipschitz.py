@@ -15,9 +15,7 @@ from iecl_solo.lipschitz import (
     SpectralRegularizer,
     convolution_norm,
     lipschitz_report,
-    load_parametrized_state,
     parametrize_spectral,
-    parametrized_state,
     plain_state_dict,
     plain_weights,
     sigmas,
@@ -549,46 +547,15 @@ def test_every_effective_weight_has_norm_one_after_training() -> None:
 def test_plain_state_dict_is_the_plain_networks() -> None:
     network = parametrize_spectral(small_network())
     train(network, 3)
-    vectors = parametrized_state(network)
-    before = {key: value.clone() for key, value in vectors.items()}
+    before = {key: value.clone() for key, value in network.state_dict().items()}
     state = plain_state_dict(network)
-    assert all(torch.equal(value, before[key]) for key, value in vectors.items())
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert network.training
     plain = small_network()
     assert state.keys() == plain.state_dict().keys()
     plain.load_state_dict(state)
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(plain.eval()(x), network.eval()(x))
-
-
-def test_resuming_a_parametrised_network_is_exact() -> None:
-    straight = parametrize_spectral(small_network())
-    train(straight, 3)
-    saved = copy.deepcopy((plain_state_dict(straight), parametrized_state(straight)))
-    train(straight, 3, seed=1)
-
-    resumed = small_network()
-    resumed.load_state_dict(saved[0])
-    parametrize_spectral(resumed)
-    load_parametrized_state(resumed, saved[1])
-    train(resumed, 3, seed=1)
-    for name, weight in plain_state_dict(straight).items():
-        assert torch.equal(plain_state_dict(resumed)[name], weight), name
-
-
-def test_parametrised_state_has_numbers_for_names_and_is_checked() -> None:
-    network = parametrize_spectral(small_network())
-    state = parametrized_state(network)
-    layers = len(spectral_layers(network))
-    assert state.keys() == {f"{k}_{i}" for k in ("original", "u", "v") for i in range(layers)}
-    missing = {key: value for key, value in state.items() if key != "u_1"}
-    wrong = {**state, "v_0": torch.zeros(2)}
-    kept = {key: value.clone() for key, value in state.items()}
-    for bad in (missing, wrong, {**state, "extra": torch.zeros(1)}):
-        with pytest.raises(IECLError, match="does not fit") as refusal:
-            load_parametrized_state(network, bad)
-        assert "\n" not in str(refusal.value)
-    assert all(torch.equal(parametrized_state(network)[k], v) for k, v in kept.items())
 
 
 def test_momentum_pairs_line_up() -> None:
@@ -612,7 +579,6 @@ def test_parametrising_twice_is_once_and_other_parametrisations_stay() -> None:
     assert list(parametrize_spectral(once).state_dict()) == keys
     assert "7.weight" not in plain_weights(once)
     assert "7.parametrizations.weight.original0" in plain_state_dict(once)
-    parametrized_state(once)
 
 
 def test_attention_can_be_parametrised() -> None:
