@@ -282,6 +282,26 @@ def test_fitting_follows_the_likelihoods_gradient_block_by_block():
     assert all(g.abs().max() < 2 for g in fitting)
 
 
+def test_fitting_arrives_where_the_plain_likelihood_has_not_begun():
+    p = mixture(128, 10, 300.0).float()
+    z = p.sample(10_000, generator())
+    truth, excess = entropy_bound(z, p).item(), {}
+    for name in ("likelihood", "fitting"):
+        torch.manual_seed(0)
+        r, draw = VMFMixture(128, 64), generator(1)
+        excess["start"] = entropy_bound(z, r).item() - truth
+        optimizer = torch.optim.SGD(r.parameters(), lr=0.05, momentum=0.9)
+        for _ in range(100):
+            rows = z[torch.randint(len(z), (256,), generator=draw)]
+            loss = r.fitting_loss(rows) if name == "fitting" else entropy_bound(rows, r) / 128
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        excess[name] = entropy_bound(z, r).item() - truth
+    assert excess["fitting"] < 0.02 * excess["start"]
+    assert excess["likelihood"] > 0.9 * excess["start"]
+
+
 def test_limit_of_the_concentration_bounds_what_collapse_gains():
     limit = 50.0
     m = mixture(8, 3, 1e6, max_concentration=limit)
