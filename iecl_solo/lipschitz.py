@@ -225,7 +225,7 @@ def sigmas(backbone: nn.Module) -> dict[str, tuple[float, float]]:
     """(sigma_max, sigma_min) of every weight by full singular value decomposition, by its name.
 
     Of the kernel as (out, in * kh * kw), over all groups; sigma_min is the smallest of the
-    min(rows, columns) singular values. Slow, for reports.
+    min(rows, columns) singular values. NaN for a weight that is not finite. Slow, for reports.
 
     >>> sigmas(nn.Linear(2, 2).requires_grad_(False).apply(lambda m: nn.init.eye_(m.weight)))
     {'weight': (1.0, 1.0)}
@@ -453,6 +453,8 @@ def _wide(weight: Tensor) -> Tensor:
 
 
 def _extremes(layer: nn.Module, weight: Tensor) -> tuple[float, float]:
+    if not weight.isfinite().all():  # a run that diverged is reported, not ended, by this
+        return float("nan"), float("nan")
     values = torch.linalg.svdvals(_wide(weight).reshape(_block_shape(layer, weight)))
     return values.max().item(), values.min().item()
 

@@ -74,3 +74,19 @@ def test_host_alone_has_no_delta_h(images: Path):
 def test_impossible_numbers_are_refused():
     with pytest.raises(IECLError, match=r"monitor\.probes: 1 is not allowed, at least 2 is"):
         MonitorConfig(probes=1)
+
+
+def test_a_run_that_diverged_is_reported_and_goes_on(images: Path, tmp_path: Path):
+    model = build("iecl_simclr", images)
+    with torch.no_grad():
+        next(getattr(model, HOST.online).parameters()).fill_(float("nan"))
+    monitor = EntropyMonitor(HOST, SMALL, tmp_path / "m.csv")
+    monitor.on_train_batch_start(_Epoch(), model, [None, [torch.randn(8, 3, 32, 32)] * 2], 0)
+    model.log_dict = lambda *_, **__: None
+    monitor.on_train_epoch_end(_Epoch(), model)
+    (row,) = pd.read_csv(tmp_path / "m.csv").to_dict("records")
+    assert row["epoch"] == 0 and pd.isna(row["entropy_query"]) and pd.isna(row["effective_rank"])
+
+
+class _Epoch:
+    current_epoch, max_epochs, is_global_zero = 0, 1, True

@@ -22,6 +22,16 @@ from iecl_solo.saib import save_saib
 from iecl_solo.solo.host import Host
 
 
+_OF_EMBEDDINGS = (
+    "entropy_query",
+    "entropy_anchor",
+    "entropy_query_knn",
+    "entropy_anchor_knn",
+    "kl",
+    "effective_rank",
+)
+
+
 @dataclass
 class MonitorConfig:
     """The ``monitor:`` block.
@@ -67,7 +77,8 @@ def measure(
         By name: ``entropy_query`` and ``entropy_anchor`` (coding rate) and the same with ``_knn``,
         ``kl``, ``effective_rank``, ``sigma_max`` and ``sigma_min`` over the encoder's layers; with
         a SAIB ``delta_h`` in nats per dimension, its standard error and its two parts; with
-        ``volume_images`` the encoder's ``log_volume``. Entropies in nats.
+        ``volume_images`` the encoder's ``log_volume``. Entropies in nats. Of a run whose embeddings
+        are not finite any more, NaN for those that are of embeddings, and no others.
 
     The global random state is neither read nor moved.
     """
@@ -78,15 +89,17 @@ def measure(
         query_x, anchor_x = (views[v][: config.images].float() for v in (query_view, anchor_view))
         query = embed(model, host, query_x, query=True)
         anchor = embed(model, host, anchor_x)
-        out = {
-            "entropy_query": coding_rate(query),
-            "entropy_anchor": coding_rate(anchor),
-            "entropy_query_knn": knn_entropy(query),
-            "entropy_anchor_knn": knn_entropy(anchor),
-            "kl": gaussian_kl(query, anchor),
-            "effective_rank": effective_rank(anchor),
-        }
-        values = {name: float(value) for name, value in out.items()}
+        if not (query.isfinite().all() and anchor.isfinite().all()):
+            return dict.fromkeys(_OF_EMBEDDINGS, float("nan"))  # the run has diverged
+        out = (
+            coding_rate(query),
+            coding_rate(anchor),
+            knn_entropy(query),
+            knn_entropy(anchor),
+            gaussian_kl(query, anchor),
+            effective_rank(anchor),
+        )
+        values = dict(zip(_OF_EMBEDDINGS, map(float, out), strict=True))
         network = getattr(model, host.online)
         spectrum = sigmas(network).values()
         values["sigma_max"] = max(largest for largest, _ in spectrum)
