@@ -18,13 +18,13 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-import yaml
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from iecl_solo.benchmark.cost import Step, interleaved
 from iecl_solo.benchmark.grid import Cell, cells, configuration, read_benchmark
 from iecl_solo.cli.hydra_app import packaged_configs
+from iecl_solo.solo.config import plain
 from iecl_solo.solo.host import Host, find_host
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "benchmark"
@@ -82,7 +82,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = stand_in(Path(temporary))
         for name in args.benchmarks:
-            written = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+            written = plain(OmegaConf.load(CONFIGS / f"{name}.yaml"))
             benchmark = read_benchmark({**written, "preset": "paper"})
             if benchmark.kind == "cost":
                 continue

@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import seed_everything
+from omegaconf import OmegaConf
 from support import HOST
 
 from iecl_solo.benchmark.cost import Step, interleaved, measure_cost
@@ -32,6 +33,7 @@ from iecl_solo.evaluate.protocol import EvaluationConfig
 from iecl_solo.evaluate.run import evaluate, split
 from iecl_solo.registry import check_method
 from iecl_solo.solo.build import build_model
+from iecl_solo.solo.config import plain
 from iecl_solo.solo.data import pretrain_loader
 from iecl_solo.solo.settings import prepare_pretrain
 
@@ -267,7 +269,7 @@ def test_a_seed_shares_weights_batches_and_views(images: Path):
 @pytest.mark.parametrize("name", packaged_configs("benchmark"))
 @pytest.mark.parametrize("preset", ["smoke", "paper"])
 def test_packaged_benchmarks_compose(name: str, preset: str):
-    written = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    written = plain(OmegaConf.load(CONFIGS / f"{name}.yaml"))
     benchmark = read_benchmark({**written, "preset": preset})
     assert benchmark.question.endswith("?")
     grid_cells = cells(benchmark)
@@ -281,18 +283,12 @@ def test_packaged_benchmarks_compose(name: str, preset: str):
         cfg = configuration(benchmark, cell)
         assert cfg.seed == cell.seed
         for key, value in cell.axes.items():
-            assert value == pd.Series([cfg]).map(lambda c, k=key: _select(c, k)).iloc[0]
+            assert OmegaConf.select(cfg, key) == value
     if preset == "smoke":
         assert benchmark.kind == "cost" or benchmark.threads == 1
     for entry in benchmark.published:
         assert entry["arm"] in benchmark.arms
         assert set(entry["axes"]) <= set(benchmark.axes)
-
-
-def _select(cfg: Any, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
 
 
 def test_a_saib_learned_elsewhere_is_an_augmentation(images: Path, tmp_path: Path):

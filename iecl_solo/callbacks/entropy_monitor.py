@@ -21,7 +21,6 @@ from iecl_solo.lipschitz import evaluating, sigmas
 from iecl_solo.saib import save_saib
 from iecl_solo.solo.host import Host
 
-
 _OF_EMBEDDINGS = (
     "entropy_query",
     "entropy_anchor",
