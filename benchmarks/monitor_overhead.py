@@ -1,0 +1,60 @@
+"""EntropyMonitor's share of a training: the same run with it and without it, in turn.
+
+    iecl-solo digits datasets/digits
+    python benchmarks/monitor_overhead.py
+
+The packaged digits configuration at the monitor's default frequency: it measures in every tenth
+epoch and in the last one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from hydra import compose, initialize_config_module
+
+from iecl_solo.benchmark.cost import ratio
+from iecl_solo.cli.pretrain import pretrain
+
+
+def seconds(every_n_epochs: int, args: argparse.Namespace, folder: Path) -> float:
+    """Of one whole run."""
+    with initialize_config_module("iecl_solo.configs", version_base="1.3"):
+        cfg = compose(
+            f"pretrain/{args.config}",
+            overrides=[
+                f"checkpoint.dir={folder}",
+                f"max_epochs={args.epochs}",
+                f"monitor.every_n_epochs={every_n_epochs}",
+                *args.overrides,
+            ],
+        )
+    start = time.perf_counter()
+    pretrain(cfg)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--config", default="digits/iecl_simclr")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--overrides", nargs="*", default=[])
+    args = parser.parse_args()
+    off, on = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(args.rounds):
+            for times, every in [(off, 0), (on, 10)][:: 1 if turn % 2 else -1]:
+                times.append(seconds(every, args, Path(folder) / f"{turn}-{every}"))
+                print(f"every_n_epochs={every}: {times[-1]:.1f} s", flush=True)
+    middle, low, high = ratio(off, on)
+    print(f"without {statistics.median(off):.1f} s, with {statistics.median(on):.1f} s")
+    print(f"ratio {middle:.4f} (quartiles {low:.4f} to {high:.4f}, {args.rounds} rounds)")
+
+
+if __name__ == "__main__":
+    main()
