@@ -393,7 +393,7 @@ def made(dim: int = 16, rows: int = 12) -> Made:
 
 def test_bound_moves_the_network_and_the_fit_moves_r():
     o, m = objective(beta=0.5), made()
-    terms = o.terms(m, nn.Identity(), 0.0)
+    terms = o.terms(m, 0.0)
     z = [m.online[0], m.online[1]]
     r = list(o.parameters())
     of_bound = torch.autograd.grad(terms["entropy_bound"].value, [*z, *r], allow_unused=True)
@@ -403,7 +403,7 @@ def test_bound_moves_the_network_and_the_fit_moves_r():
     assert not terms["coding_rate"].value.requires_grad
     assert not terms["fit"].logged and terms["fit"].value.item() == 0
     # the momentum side has no part in it
-    total(o.terms(m, nn.Identity(), 0.0)).backward()
+    total(o.terms(m, 0.0)).backward()
     assert m.momentum[0].grad is None and m.momentum[1].grad is None
 
 
@@ -412,14 +412,14 @@ def test_z_is_every_online_view_unless_said_otherwise(momentum: bool):
     m = made()
     for given, rows in ((None, [0, 1]), ([0], [0]), ([1, 0], [0, 1])):
         o = objective(momentum, views=given)
-        value = o.terms(m, nn.Identity(), 0.0)["entropy_bound"].value
+        value = o.terms(m, 0.0)["entropy_bound"].value
         z = torch.cat([m.online[v] for v in rows])
         assert value.item() == pytest.approx(entropy_bound(z, o.marginal).item(), rel=1e-6)
 
 
 def test_beta_ramps_up_and_r_is_learned_meanwhile():
     o = objective(beta=0.5, beta_warmup_epochs=10)
-    at = {e: o.terms(made(), nn.Identity(), e) for e in (0.0, 5.0, 20.0)}
+    at = {e: o.terms(made(), e) for e in (0.0, 5.0, 20.0)}
     # of an embedding's 16 dimensions
     assert [16 * t["entropy_bound"].weight for t in at.values()] == [0.0, 0.25, 0.5]
     assert [t["fit"].weight for t in at.values()] == [1.0, 1.0, 1.0]
@@ -428,7 +428,7 @@ def test_beta_ramps_up_and_r_is_learned_meanwhile():
 def test_without_beta_there_is_nothing_to_learn():
     o = objective(beta=0)
     assert list(o.parameters()) == []
-    assert total(o.terms(made(), nn.Identity(), 0.0)) is None
+    assert total(o.terms(made(), 0.0)) is None
 
 
 def test_prototypes_where_the_host_has_them():
@@ -437,7 +437,7 @@ def test_prototypes_where_the_host_has_them():
     m = Made(m.online, m.momentum, {v: torch.randn(12, 40) for v in (0, 1)})
     o = objective(space=space)
     assert isinstance(o.marginal, PrototypeMarginal) and o.marginal.temperature == 0.1
-    value = o.terms(m, nn.Identity(), 0.0)["entropy_bound"].value
+    value = o.terms(m, 0.0)["entropy_bound"].value
     assert value.item() == pytest.approx(math.log(40), abs=1e-5)
     assert isinstance(objective(space=space, marginal="vmf").marginal, VMFMixture)
     with pytest.raises(IECLError, match="'prototypes' is for DINO"):
@@ -462,7 +462,7 @@ def toy(beta: float, steps: int = 120) -> tuple[float, float, float]:
         z = [network(x + 0.3 * torch.randn_like(x)) for _ in range(2)]
         a, b = (F.normalize(v, dim=1) for v in z)
         loss = F.cross_entropy(a @ b.T / 0.2, torch.arange(128))
-        added = total(o.terms(Made(dict(enumerate(z))), network, 0.0))
+        added = total(o.terms(Made(dict(enumerate(z))), 0.0))
         loss = loss if added is None else loss + added
         optimizer.zero_grad()
         loss.backward()
@@ -505,7 +505,7 @@ class Both(nn.Module):
         self.climb = CLIMB(config, 32, views, self.network, Space(16))
     def forward(self, x):
         z = self.network(x)
-        return self.climb.terms(Made({0: z, 1: z + 1}), self.network, 0.0)
+        return self.climb.terms(Made({0: z, 1: z + 1}), 0.0)
 
 both = Both()
 both.load_state_dict(saved["both"])
@@ -531,7 +531,7 @@ def test_two_processes_give_the_gradient_of_one(tmp_path: Path):
         for rank in range(2)
     ]
     z = both["network"](x)
-    terms = both["climb"].terms(Made({0: z, 1: z + 1}), both["network"], 0.0)
+    terms = both["climb"].terms(Made({0: z, 1: z + 1}), 0.0)
     bound = terms["entropy_bound"]
     network = torch.autograd.grad(bound.weight * bound.value, list(both["network"].parameters()))
     assert [worker.wait(timeout=120) for worker in workers] == [0, 0]

@@ -140,7 +140,6 @@ def test_run_that_was_cut_off_ends_as_the_whole_one(method: str, images: Path, t
     cut = prepare_pretrain(cfg("cut"), HOST)
     complete_objective(cut)
     run = Run(cut)
-    run.claim(HOST)
     with pytest.raises(RuntimeError, match="power cut"):
         fit(cut, HOST, run, callbacks=[_Crash()])
     again = pretrain(cfg("cut"))

@@ -90,9 +90,14 @@ def fit(
     *,
     callbacks: list[Callback] | None = None,
 ) -> tuple[LightningModule, Trainer]:
-    """Train what a completed configuration says, from the run's last checkpoint if it has one."""
+    """Train what a completed configuration says, from the run's last checkpoint if it has one.
+
+    The run's folder is claimed once the model is built, so that a configuration that is refused
+    leaves none.
+    """
     seed_everything(cfg.seed, workers=True, verbose=False)
     model = build_model(cfg, host)
+    run.claim(host)
     if OmegaConf.select(cfg, "performance.compile", default=False):
         getattr(model, host.online).compile()
     train = pretrain_loader(cfg, host)
@@ -168,10 +173,9 @@ def pretrain(cfg: DictConfig) -> Run:
     cfg = prepare_pretrain(cfg, host)
     complete_objective(cfg)
     parse_block("monitor", MonitorConfig, cfg.get("monitor"))
-    build_model(OmegaConf.create(plain(cfg)), host)  # refused before a folder is
     run = Run(cfg)
-    run.claim(host)
     if run.result is not None:
+        run.claim(host)  # refused if the result is of other settings
         print(f"{run.folder} is trained already", flush=True)
         return run
     cost = CostMonitor()

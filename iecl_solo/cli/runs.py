@@ -72,6 +72,7 @@ class Run:
         self.folder = Path(cfg.checkpoint.dir) / cfg.method / cfg.name
         self.checkpoint = self.folder / f"{cfg.name}.ckpt"
         self.args: dict[str, Any] = plain(cfg)
+        self._claimed = False
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -97,6 +98,7 @@ class Run:
                 )
         else:
             write_json(path, {**self.args, "wandb_run_id": None, "versions": versions(host)})
+        self._claimed = True
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Record the result; from now on the run is not trained again."""
@@ -104,7 +106,7 @@ class Run:
 
     def discard_if_empty(self) -> None:
         """Leave nothing behind of a run that failed before its first checkpoint."""
-        if self.checkpoint.is_file():
+        if not self._claimed or self.checkpoint.is_file():
             return
         for path in sorted(self.folder.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()

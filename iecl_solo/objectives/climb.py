@@ -85,7 +85,7 @@ class CLIMB(Objective):
         >>> views = Views(num_views=2, momentum=False, query=(1,))
         >>> objective = CLIMB(CLIMBConfig(), 32, views, nn.Identity(), Space(16))
         >>> made = Made({0: torch.randn(4, 16), 1: torch.randn(4, 16)})
-        >>> sorted(objective.terms(made, nn.Identity(), epoch=0.0))
+        >>> sorted(objective.terms(made, epoch=0.0))
         ['coding_rate', 'entropy_bound', 'fit']
     """
 
@@ -128,7 +128,7 @@ class CLIMB(Objective):
     def lr_multiplier(self) -> float:
         return self.config.lr_multiplier
 
-    def terms(self, made: Made, network: nn.Module, epoch: float) -> dict[str, Term]:
+    def terms(self, made: Made, epoch: float) -> dict[str, Term]:
         """The bound on H(Z), what fits r to Z, and Z's coding rate for the log.
 
         ``entropy_bound`` moves the networks and not r; ``fit`` moves r and not the networks, at a

@@ -178,7 +178,7 @@ class IECL(Objective):
         >>> objective = IECL(IECLConfig(), 32, views, net, Space(16))
         >>> x = torch.randn(4, 3, 32, 32)
         >>> made = Made({0: net(x), 1: net(objective.transform(x, 1, "online"))})
-        >>> sorted(objective.terms(made, net, epoch=0.0))
+        >>> sorted(objective.terms(made, epoch=0.0))
         ['entropy', 'kl']
         >>> sorted(objective.weight_terms(net))
         ['regularizer', 'saib_decay']
@@ -234,7 +234,7 @@ class IECL(Objective):
             out = out.contiguous(memory_format=torch.channels_last)
         return out
 
-    def terms(self, made: Made, network: nn.Module, epoch: float) -> dict[str, Term]:
+    def terms(self, made: Made, epoch: float) -> dict[str, Term]:
         """KL and H(Z'), each with its weight; see the module's equation.
 
         Both are computed in float32 on L2-normalised embeddings whatever the autocast,

@@ -141,12 +141,11 @@ class Objective(nn.Module):
         """What a large crop (B, C, H, W) becomes before it enters the network. Default: itself."""
         return x
 
-    def terms(self, made: Made, network: nn.Module, epoch: float) -> dict[str, Term]:
+    def terms(self, made: Made, epoch: float) -> dict[str, Term]:
         """The terms to log and to add to the host's loss.
 
         Args:
             made: the embeddings of this step.
-            network: the online network.
             epoch: fractional epoch, for warm-up schedules.
         """
         raise NotImplementedError

@@ -308,9 +308,9 @@ def with_objective(host_class: Any, *objective_classes: type[Objective]) -> type
             }
             with _Taps(self, self._networks, self.objectives.values()) as taps:
                 loss = super().training_step(batch, batch_idx)
-            network, epoch = self._network("online"), self._epoch(batch_idx)
+            epoch = self._epoch(batch_idx)
             for name, objective in self.objectives.items():
-                terms = objective.terms(taps.made, network, epoch) | of_weights[name]
+                terms = objective.terms(taps.made, epoch) | of_weights[name]
                 self.log_dict(
                     {
                         f"train_{name}_{k}": term.value.detach()
