@@ -151,7 +151,7 @@ def row(variant: str, size: int, cases: int, probes: int, device: str) -> Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cases", type=int, default=100)
-    parser.add_argument("--probes", type=int, default=8, help="of the cases; the cost is of 8")
+    parser.add_argument("--probes", type=int, default=16, help="of the cases; the cost is of 8")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", default="logdet_table.csv")
     options = parser.parse_args()

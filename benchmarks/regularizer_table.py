@@ -103,7 +103,8 @@ def alone(cfg: DictConfig, mode: str, host: Host, steps: int) -> dict[str, float
     else:
         size = (3, 32, 32) if block.get("norm") == "convolution" else None
         regularizer = SpectralRegularizer(backbone, **block, input_size=size)
-        optimizer = torch.optim.SGD(backbone.parameters(), lr=0.4)
+        # the gradient of a convolution's norm is up to kh kw times that of its kernel's
+        optimizer = torch.optim.SGD(backbone.parameters(), lr=0.05 if size else 0.4)
         for _ in range(steps):
             optimizer.zero_grad()
             regularizer(backbone).backward()

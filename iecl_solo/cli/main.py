@@ -12,8 +12,8 @@ from iecl_solo.version import __version__
 
 #: Commands configured by Hydra: (module, folder of their packaged configs, what they do).
 HYDRA_COMMANDS = {
-    "pretrain": ("pretrain", "pretrain", "pretrain a method of solo-learn, or its iecl_ twin"),
-    "compare": ("compare", "pretrain", "train a method and its IE-CL twin, print one table"),
+    "pretrain": ("pretrain", "pretrain", "pretrain a method of solo-learn, or a twin of it"),
+    "compare": ("compare", "pretrain", "train a method and its twin, print one table"),
     "linear": ("linear", "linear", "train a linear layer on a frozen backbone"),
     "knn": ("knn", "knn", "classify by nearest neighbours in a backbone's features"),
 }
