@@ -138,11 +138,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--train", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--backbones", nargs="+", default=list(BACKBONES), choices=list(BACKBONES))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", default="regularizer_table.csv")
     args = parser.parse_args()
     host, rows = find_host(), []
-    for backbone in BACKBONES:
+    for backbone in args.backbones:
         configs = {mode: config(backbone, mode, args) for mode in MODES}
         torch.manual_seed(0)
         completed = prepare_pretrain(OmegaConf.create(plain(configs["none"])), host)
