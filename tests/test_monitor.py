@@ -14,6 +14,7 @@ from iecl_solo.entropy import coding_rate
 from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.entropy import embed
 from iecl_solo.jacobian import logabsdet_exact
+from iecl_solo.lipschitz import sigmas
 
 SMALL = MonitorConfig(every_n_epochs=1, images=8, delta_h_images=1, probes=2, steps=10)
 
@@ -50,6 +51,9 @@ def test_values_are_those_of_the_functions(images: Path):
     model.eval()
     query = embed(model, HOST, views[1], query=True)
     assert values["entropy_query"] == pytest.approx(float(coding_rate(query)), rel=1e-4)
+    for layer, (largest, smallest) in sigmas(getattr(model, HOST.online)).items():
+        assert values[f"sigma_max/{layer}"] == largest <= values["sigma_max"]
+        assert values[f"sigma_min/{layer}"] == smallest >= values["sigma_min"]
     exact = logabsdet_exact(model.iecl.saib.double(), views[1][:1].double())
     n = views[1][0].numel()
     # at its initialisation this SAIB is x -> 2x: all of Delta H is scaling

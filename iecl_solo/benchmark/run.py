@@ -65,6 +65,8 @@ def training_curves(run: Run) -> list[tuple[int, str, float]]:
     if path.is_file():
         monitor = pd.read_csv(path).set_index("epoch").drop(columns="monitor_seconds")
         for column in monitor.columns:
+            if "/" in str(column):  # a single layer's
+                continue
             out += [(int(e), str(column), float(v)) for e, v in monitor[column].dropna().items()]  # type: ignore[call-overload]
     return out
 

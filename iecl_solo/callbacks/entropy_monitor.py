@@ -74,9 +74,10 @@ def measure(
 
     Returns:
         By name: ``entropy_query`` and ``entropy_anchor`` (coding rate) and the same with ``_knn``,
-        ``kl``, ``effective_rank``, ``sigma_max`` and ``sigma_min`` over the encoder's layers; with
-        a SAIB ``delta_h`` in nats per dimension, its standard error and its two parts; with
-        ``volume_images`` the encoder's ``log_volume``. Entropies in nats. Of a run whose embeddings
+        ``kl``, ``effective_rank``, ``sigma_max`` and ``sigma_min`` over the encoder's layers and of
+        each one (``sigma_max/LAYER``); with a SAIB ``delta_h`` in nats per dimension, its standard
+        error and its two parts; with ``volume_images`` the encoder's ``log_volume``. Entropies in
+        nats. Of a run whose embeddings
         are not finite any more, NaN for those that are of embeddings, and no others.
 
     The global random state is neither read nor moved.
@@ -100,9 +101,11 @@ def measure(
         )
         values = dict(zip(_OF_EMBEDDINGS, map(float, out), strict=True))
         network = getattr(model, host.online)
-        spectrum = sigmas(network).values()
-        values["sigma_max"] = max(largest for largest, _ in spectrum)
-        values["sigma_min"] = min(smallest for _, smallest in spectrum)
+        spectrum = sigmas(network)
+        values["sigma_max"] = max(largest for largest, _ in spectrum.values())
+        values["sigma_min"] = min(smallest for _, smallest in spectrum.values())
+        for layer, (largest, smallest) in spectrum.items():
+            values[f"sigma_max/{layer}"], values[f"sigma_min/{layer}"] = largest, smallest
         if objective is not None and objective.saib is not None:
             generator = torch.Generator(query_x.device).manual_seed(0)
             delta = delta_h_split(

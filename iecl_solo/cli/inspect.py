@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
     values = measure(model, host, views, config)
     to = Path(args.to) if args.to else folder / "inspect"
     for name, value in values.items():
-        print(f"{name:<22}{value:.5g}")
+        if "/" not in name:  # the layers' own are in the file and in the picture
+            print(f"{name:<22}{value:.5g}")
     write_json(to / "inspect.json", {"measures": values, "versions": versions(host)})
     plot_singular_values(sigmas(getattr(model, host.online)), to / "singular_values.png")
     if (folder / "monitor.csv").is_file():

@@ -169,7 +169,7 @@ def _measured(run: Run) -> dict[str, float]:
     monitor = run.folder / "monitor.csv"
     if monitor.is_file():
         last = pd.read_csv(monitor).iloc[-1].drop(["epoch", "monitor_seconds"]).dropna()
-        out |= {str(name): float(value) for name, value in last.items()}
+        out |= {str(n): float(v) for n, v in last.items() if "/" not in str(n)}  # not by layer
     return out
 
 
