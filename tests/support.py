@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
@@ -63,25 +66,26 @@ def image_folder(root: Path, classes: int = 3, images: int = 8, size: int = SIZE
     return root
 
 
-def raw_config(method: str, root: Path, **overrides: Any) -> dict[str, Any]:
-    """A configuration as a person writes it; ``overrides`` are dotted keys with __ for the dot."""
-    crop = {
+def pipeline(**given: Any) -> dict[str, Any]:
+    """One pipeline of ``augmentations``: crops and flips, and what is given."""
+    return {
         "rrc": {"enabled": True, "crop_min_scale": 0.2, "crop_max_scale": 1.0},
-        "color_jitter": {
-            "prob": 0.8,
-            "brightness": 0.4,
-            "contrast": 0.4,
-            "saturation": 0.2,
-            "hue": 0.1,
-        },
-        "grayscale": {"prob": 0.2},
+        "color_jitter": {"prob": 0.0},
+        "grayscale": {"prob": 0.0},
         "gaussian_blur": {"prob": 0.0},
         "solarization": {"prob": 0.0},
         "equalization": {"prob": 0.0},
         "horizontal_flip": {"prob": 0.5},
         "crop_size": SIZE,
         "num_crops": 2,
+        **given,
     }
+
+
+def raw_config(method: str, root: Path, **overrides: Any) -> dict[str, Any]:
+    """A configuration as a person writes it; ``overrides`` are dotted keys with __ for the dot."""
+    jitter = {"prob": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
+    crop = pipeline(color_jitter=jitter, grayscale={"prob": 0.2})
     plain = method.removeprefix("iecl_").removeprefix("climb_")
     cfg = OmegaConf.create(
         {
@@ -149,9 +153,9 @@ class _Batches(torch.utils.data.Dataset):
 
 
 def train_on(
-    model: LightningModule, items: Any, epochs: int = 1, **trainer: Any
+    model: LightningModule, items: Any, epochs: int = 1, resume: Path | None = None, **trainer: Any
 ) -> LightningModule:
-    """Train a model on given batches or on a loader; deterministic."""
+    """Train a model on given batches or on a loader, from a checkpoint if given; deterministic."""
     loader = items
     if isinstance(items, list):
         loader = torch.utils.data.DataLoader(_Batches(items), batch_size=None)
@@ -165,8 +169,31 @@ def train_on(
         "enable_model_summary": False,
     }
     seed_everything(7, verbose=False)
-    Trainer(**settings | trainer).fit(model, loader)
+    # a checkpoint of ours holds plain values alone
+    safely = {} if resume is None else {"weights_only": True}
+    Trainer(**settings | trainer).fit(model, loader, ckpt_path=resume, **safely)
     return model
+
+
+class StopAfterFirstEpoch(Callback):
+    """Saves after the first epoch and stops there: the schedules stay those of the whole run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
+        trainer.should_stop = True
+
+
+def assert_resumes(method: str, root: Path, path: Path, **overrides: Any) -> None:
+    """Two epochs in one go, and stopped after the first, at ``path``, and resumed: bit for bit."""
+    items = batches(3)
+    whole = train_on(build(method, root, **overrides), items, epochs=2)
+    stop = StopAfterFirstEpoch(path)
+    train_on(build(method, root, **overrides), items, epochs=2, callbacks=[stop])
+    resumed = train_on(build(method, root, seed=99, **overrides), items, epochs=2, resume=path)
+    assert same_tensors(whole.state_dict(), resumed.state_dict()) == []
 
 
 def build(method: str, root: Path, seed: int = 3, **overrides: Any) -> LightningModule:
@@ -184,3 +211,34 @@ def same_tensors(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -
 def online(model: nn.Module) -> nn.Module:
     """The online network, whatever the host calls it."""
     return getattr(model, HOST.online)
+
+
+_RANK = """
+import os, sys
+import torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+torch.set_num_threads(1)
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+given = torch.load(f"{folder}/given.pt")
+"""
+
+_LEAVE = """
+torch.save(result, f"{folder}/rank{rank}.pt")
+dist.barrier()
+# torch takes gloo's threads down with the interpreter, which now and then aborts a finished process
+os._exit(0)
+"""
+
+
+def in_two_processes(program: str, given: Any, folder: Path) -> list[Any]:
+    """The ``result`` that a program leaves in each of two gloo processes, of what is ``given``."""
+    torch.save(given, folder / "given.pt")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    code = _RANK + program + _LEAVE
+    workers = [
+        subprocess.Popen([sys.executable, "-c", code, str(rank), str(folder)], env=environment)
+        for rank in range(2)
+    ]
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]

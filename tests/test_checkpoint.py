@@ -8,10 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from support import HOST, batches, build, config, online, raw_config, same_tensors, train_on
+from support import (
+    HOST,
+    assert_resumes,
+    batches,
+    build,
+    config,
+    online,
+    raw_config,
+    same_tensors,
+    train_on,
+)
 
 from iecl_solo.cli.main import main as cli
 from iecl_solo.cli.pretrain import pretrain
@@ -60,48 +69,7 @@ def test_backbone_stands_under_the_hosts_plain_names(
 
 @pytest.mark.parametrize("iecl", [PLAIN, PARAMETRIZED], ids=["penalty", "parametrize"])
 def test_resumed_run_is_the_uninterrupted_one(iecl: dict, images: Path, tmp_path: Path):
-    items = batches(3)
-    whole = train_on(build("iecl_byol", images, iecl=iecl, max_epochs=2), items, epochs=2)
-    half = build("iecl_byol", images, iecl=iecl, max_epochs=2)
-    # stopped after the first epoch of two: the schedules are those of the whole run
-    stop = type("Stop", (_Stop,), {})(tmp_path / "half.ckpt")
-    train_on(half, items, epochs=2, callbacks=[stop])
-    resumed = build("iecl_byol", images, seed=99, iecl=iecl, max_epochs=2)
-    loader = torch.utils.data.DataLoader(_List(items), batch_size=None)
-    Trainer(
-        max_epochs=2,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    ).fit(resumed, loader, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
-    assert same_tensors(whole.state_dict(), resumed.state_dict()) == []
-
-
-class _List(torch.utils.data.Dataset):
-    def __init__(self, items: list) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, i: int):
-        return self.items[i]
-
-
-import lightning.pytorch as pl  # noqa: E402
-
-
-class _Stop(pl.Callback):
-    """Saves after the first epoch and stops there."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_epoch_end(self, trainer, module) -> None:
-        trainer.save_checkpoint(self.path)
-        trainer.should_stop = True
+    assert_resumes("iecl_byol", images, tmp_path / "half.ckpt", iecl=iecl, max_epochs=2)
 
 
 def test_compiled_backbone_saves_plain_names(images: Path, tmp_path: Path):

@@ -21,9 +21,11 @@ from scipy import integrate, special
 from support import (
     HOST,
     METHOD_KWARGS,
+    assert_resumes,
     batches,
     build,
     config,
+    in_two_processes,
     online,
     raw_config,
     same_tensors,
@@ -486,15 +488,9 @@ def test_entropy_falls_as_beta_grows():
 
 
 WORKER = """
-import sys, torch, torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from iecl_solo.objectives.climb import CLIMB, CLIMBConfig
 from iecl_solo.objectives.protocol import Made, Space, Views, total
-torch.set_num_threads(1)
-rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-saved = torch.load(f"{folder}/start.pt")
 
 class Both(nn.Module):
     def __init__(self):
@@ -508,14 +504,11 @@ class Both(nn.Module):
         return self.climb.terms(Made({0: z, 1: z + 1}), 0.0)
 
 both = Both()
-both.load_state_dict(saved["both"])
+both.load_state_dict(given["both"])
 ddp = DistributedDataParallel(both)
-terms = ddp(saved["x"].chunk(2)[rank])
+terms = ddp(given["x"].chunk(2)[rank])
 total(terms).backward()
-torch.save(
-    ([p.grad for p in both.parameters()], terms["coding_rate"].value), f"{folder}/rank{rank}.pt"
-)
-dist.destroy_process_group()
+result = [p.grad for p in both.parameters()], terms["coding_rate"].value
 """
 
 
@@ -524,18 +517,11 @@ def test_two_processes_give_the_gradient_of_one(tmp_path: Path):
     climb = objective(beta=0.5, num_components=4)
     both = nn.ModuleDict({"network": nn.Linear(5, 16), "climb": climb})
     x = torch.randn(12, 5)
-    torch.save({"both": both.state_dict(), "x": x}, tmp_path / "start.pt")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen([sys.executable, "-c", WORKER, str(rank), str(tmp_path)], env=environment)
-        for rank in range(2)
-    ]
     z = both["network"](x)
     terms = both["climb"].terms(Made({0: z, 1: z + 1}), 0.0)
     bound = terms["entropy_bound"]
     network = torch.autograd.grad(bound.weight * bound.value, list(both["network"].parameters()))
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
-    grads = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+    grads = in_two_processes(WORKER, {"both": both.state_dict(), "x": x}, tmp_path)
     for (own, rate), (other, _) in (grads, grads[::-1]):
         assert all(torch.equal(a, b) for a, b in zip(own, other, strict=True))
         for a, b in zip(own[:2], network, strict=True):
@@ -653,39 +639,11 @@ def test_efficientnet(method: str, images: Path):
 
 @pytest.mark.parametrize("method", ["climb_simclr", "climb_dino", "iecl_climb_byol"])
 def test_resumed_run_is_the_uninterrupted_one(method: str, images: Path, tmp_path: Path):
-    import lightning.pytorch as pl
-
-    class Stop(pl.Callback):
-        def on_train_epoch_end(self, trainer, module) -> None:
-            trainer.save_checkpoint(tmp_path / "half.ckpt")
-            trainer.should_stop = True
-
-    items = batches(3)
-    whole = train_on(build(method, images), items, epochs=2)
-    train_on(build(method, images), items, epochs=2, callbacks=[Stop()])
-    resumed = build(method, images, seed=99)
-    settings = {"max_epochs": 2, "accelerator": "cpu", "logger": False}
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
-    loader = torch.utils.data.DataLoader(_Items(items), batch_size=None)
-    pl.Trainer(**settings, **quiet, enable_checkpointing=False).fit(
-        resumed, loader, ckpt_path=tmp_path / "half.ckpt", weights_only=True
-    )
-    assert same_tensors(whole.state_dict(), resumed.state_dict()) == []
+    assert_resumes(method, images, tmp_path / "half.ckpt")
     state = torch.load(tmp_path / "half.ckpt", weights_only=True)["state_dict"]
     own = [k for k in state if k.startswith("climb.")]
     # words that the host's own linear evaluation rewrites
     assert own and not any("encoder" in k or "backbone" in k for k in own)
-
-
-class _Items(torch.utils.data.Dataset):
-    def __init__(self, items: list) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, i: int):
-        return self.items[i]
 
 
 # the commands

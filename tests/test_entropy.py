@@ -5,8 +5,6 @@ from __future__ import annotations
 import doctest
 import importlib.util
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import pytest
 import scipy.special
 import torch
 import torch.nn.functional as F
+from support import in_two_processes
 from torch import Tensor
 
 from iecl_solo import entropy
@@ -397,41 +396,25 @@ def test_vmf_kde_entropy_of_a_von_mises_fisher_law(d):
 
 
 WORKER = """
-import os, sys
-import torch, torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 from iecl_solo.entropy import ESTIMATORS, all_gather_batch, estimate
-torch.set_num_threads(1)
-rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-saved = torch.load(f"{folder}/start.pt")
 linear = torch.nn.Linear(5, 4).double()
-linear.load_state_dict(saved["linear"])
-model, results = DistributedDataParallel(linear), {}
+linear.load_state_dict(given["linear"])
+model, result = DistributedDataParallel(linear), {}
 for name in ESTIMATORS:
     model.zero_grad()
-    rows = all_gather_batch(model(saved["x"].chunk(2)[rank]))
+    rows = all_gather_batch(model(given["x"].chunk(2)[rank]))
     value = estimate(name, rows)
     value.backward()
     grads = [p.grad.clone() for p in linear.parameters()]
-    results[name] = value.detach(), grads, rows.detach()
-torch.save(results, f"{folder}/rank{rank}.pt")
-dist.destroy_process_group()
+    result[name] = value.detach(), grads, rows.detach()
 """
 
 
 def test_two_processes_give_the_value_and_gradient_of_one(tmp_path):
     torch.manual_seed(0)
     linear, x = torch.nn.Linear(5, 4).double(), rows(12, 5)
-    torch.save({"linear": linear.state_dict(), "x": x}, tmp_path / "start.pt")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen([sys.executable, "-c", WORKER, str(rank), str(tmp_path)], env=environment)
-        for rank in range(2)
-    ]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
-    for rank in range(2):
-        results = torch.load(tmp_path / f"rank{rank}.pt")
+    given = {"linear": linear.state_dict(), "x": x}
+    for results in in_two_processes(WORKER, given, tmp_path):
         for name in ESTIMATORS:
             linear.zero_grad()
             value = estimate(name, linear(x))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
 import torch
+from support import in_two_processes
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -400,31 +398,22 @@ def test_mincs_gradient_varies_less_the_more_the_smaller_the_batch(where: str):
 # --- two processes
 
 WORKER = """
-import sys
-import torch, torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 from iecl_solo.losses import MINCLoss, spectral_contrastive_loss
-torch.set_num_threads(1)
-rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-saved = torch.load(f"{folder}/start.pt")
 linear = torch.nn.Linear(5, 4).double()
-linear.load_state_dict(saved["linear"])
+linear.load_state_dict(given["linear"])
 minc = MINCLoss(4, base_decay=0.5).double()
 losses = {"minc": lambda a, b: minc(torch.cat([a, b]), torch.cat([b, a])),
           "cross": spectral_contrastive_loss,
           "all": lambda a, b: spectral_contrastive_loss(a, b, pairs="all", include_diagonal=True)}
-model, results = DistributedDataParallel(linear), {}
+model, result = DistributedDataParallel(linear), {}
 for name, loss in losses.items():
     for step in range(2):
         model.zero_grad()
-        a, b = model(saved["x"][step].chunk(2, dim=1)[rank].flatten(0, 1)).chunk(2)
+        a, b = model(given["x"][step].chunk(2, dim=1)[rank].flatten(0, 1)).chunk(2)
         value = loss(a, b)
         value.backward()
-    results[name] = value.detach(), [p.grad.clone() for p in linear.parameters()]
-results["moment"] = minc.second_moment
-torch.save(results, f"{folder}/rank{rank}.pt")
-dist.destroy_process_group()
+    result[name] = value.detach(), [p.grad.clone() for p in linear.parameters()]
+result["moment"] = minc.second_moment
 """
 
 
@@ -432,14 +421,7 @@ def test_two_processes_are_one(tmp_path):
     torch.manual_seed(0)
     # (step, view, image, feature)
     linear, x = torch.nn.Linear(5, 4).double(), torch.randn(2, 2, 12, 5, dtype=torch.float64)
-    torch.save({"linear": linear.state_dict(), "x": x}, tmp_path / "start.pt")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen([sys.executable, "-c", WORKER, str(rank), str(tmp_path)], env=environment)
-        for rank in range(2)
-    ]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
-    found = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+    found = in_two_processes(WORKER, {"linear": linear.state_dict(), "x": x}, tmp_path)
     minc = MINCLoss(4, base_decay=0.5).double()
     losses = {
         "minc": lambda a, b: minc(torch.cat([a, b]), torch.cat([b, a])),

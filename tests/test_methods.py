@@ -8,15 +8,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from support import HOST, batches, build, config, online, raw_config, same_tensors, train_on
+from support import (
+    HOST,
+    assert_resumes,
+    batches,
+    build,
+    config,
+    online,
+    pipeline,
+    raw_config,
+    same_tensors,
+    train_on,
+)
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from iecl_solo.cli.main import main as cli
 from iecl_solo.cli.pretrain import pretrain
@@ -29,15 +37,6 @@ from iecl_solo.registry import WHOLE, added_methods, check_method, complete_obje
 from iecl_solo.solo.build import build_model
 
 METHODS = [method.name for method in WHOLE]
-CROP = {
-    "rrc": {"enabled": True, "crop_min_scale": 0.2, "crop_max_scale": 1.0},
-    "color_jitter": {"prob": 0.0},
-    "grayscale": {"prob": 0.0},
-    "gaussian_blur": {"prob": 0.0},
-    "solarization": {"prob": 0.0},
-    "equalization": {"prob": 0.0},
-    "horizontal_flip": {"prob": 0.5},
-}
 
 
 def embeddings(count: int, seed: int = 0) -> list[Tensor]:
@@ -132,7 +131,7 @@ def test_the_loss_is_the_hosts_classification_loss_and_its_own(name: str, images
 
 @pytest.mark.parametrize("name", METHODS)
 def test_multicrop(name: str, images: Path):
-    crops = [{**CROP, "crop_size": 32, "num_crops": 2}, {**CROP, "crop_size": 16, "num_crops": 2}]
+    crops = [pipeline(crop_size=32), pipeline(crop_size=16)]
     model = build(name, images, augmentations=crops)
     seen: list[list[int]] = []
     method = getattr(model, name)
@@ -190,50 +189,11 @@ def test_a_vit_is_the_hosts_default_one(name: str, images: Path):
     assert type(online(model)) is type(online(bare))
 
 
-class _Stop(pl.Callback):
-    """Saves after the first epoch and stops there."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_epoch_end(self, trainer: Trainer, module: pl.LightningModule) -> None:
-        trainer.save_checkpoint(self.path)
-        trainer.should_stop = True
-
-
-class _Items(torch.utils.data.Dataset):
-    def __init__(self, items: list) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, i: int):
-        return self.items[i]
-
-
 @pytest.mark.parametrize("name", [*METHODS, "iecl_minc"])
 def test_resumed_run_is_the_uninterrupted_one(name: str, images: Path, tmp_path: Path):
-    items = batches(3)
-    whole = train_on(build(name, images), items, epochs=2)
-    stop = _Stop(tmp_path / "half.ckpt")
-    train_on(build(name, images), items, epochs=2, callbacks=[stop])
-    resumed = build(name, images, seed=99)
-    Trainer(
-        max_epochs=2,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    ).fit(
-        resumed,
-        DataLoader(_Items(items), batch_size=None),
-        ckpt_path=stop.path,
-        weights_only=True,
-    )
-    assert same_tensors(whole.state_dict(), resumed.state_dict()) == []
-    state = torch.load(stop.path, weights_only=True)["state_dict"]
+    path = tmp_path / "half.ckpt"
+    assert_resumes(name, images, path)
+    state = torch.load(path, weights_only=True)["state_dict"]
     assert ("minc.loss.moving_moment" in state) == ("minc" in name)
     # the host's scripts take every key with these words for the network
     strange = [k for k in state if "encoder" in k or "backbone" in k]

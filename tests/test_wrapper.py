@@ -15,6 +15,7 @@ from support import (
     build,
     config,
     online,
+    pipeline,
     same_tensors,
     train_on,
 )
@@ -146,11 +147,7 @@ def test_batch_of_two(method: str, images: Path):
 
 
 def test_multicrop_leaves_small_crops_alone(images: Path):
-    crops = [
-        {"crop_size": 32, "num_crops": 2},
-        {"crop_size": 16, "num_crops": 2},
-    ]
-    crops = [model_crop(c) for c in crops]
+    crops = [pipeline(crop_size=32), pipeline(crop_size=16)]
     both = build("iecl_simclr", images, augmentations=crops, iecl=DOUBLING)
     seen: list[torch.Tensor] = []
     online(both).register_forward_pre_hook(lambda _, a: seen.append(a[0].detach().clone()))
@@ -160,20 +157,6 @@ def test_multicrop_leaves_small_crops_alone(images: Path):
     assert len(seen) == 4 and not torch.allclose(seen[1], raw[1])
     assert torch.equal(seen[0], raw[0]) and torch.equal(seen[2], raw[2])
     assert torch.equal(seen[3], raw[3])
-
-
-def model_crop(crop: dict) -> dict:
-    """One pipeline of ``augmentations``; only its size and number matter to a model."""
-    return {
-        "rrc": {"enabled": True, "crop_min_scale": 0.2, "crop_max_scale": 1.0},
-        "color_jitter": {"prob": 0.0},
-        "grayscale": {"prob": 0.0},
-        "gaussian_blur": {"prob": 0.0},
-        "solarization": {"prob": 0.0},
-        "equalization": {"prob": 0.0},
-        "horizontal_flip": {"prob": 0.5},
-        **crop,
-    }
 
 
 def test_channels_last_stays_channels_last(images: Path):
