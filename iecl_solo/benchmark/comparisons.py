@@ -17,7 +17,6 @@ from iecl_solo.benchmark.results import (
     BATCH_SIZE,
     Results,
     count,
-    flatten,
     groups,
     records,
     slopes,
@@ -45,6 +44,7 @@ from iecl_solo.benchmark.tables import (
     title,
     unit,
 )
+from iecl_solo.solo.config import flatten
 
 #: More arms than this make a panel illegible, and a table wider than a page.
 _ARMS = 6

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from iecl_solo.cli.hydra_app import packaged_configs
 from iecl_solo.digits import write_digits
 from iecl_solo.errors import IECLError, unknown_name
-from iecl_solo.solo.config import parse_block, plain
+from iecl_solo.solo.config import flatten, parse_block, plain
 
 KINDS = ("training", "cost")
 
@@ -130,7 +130,7 @@ def read_benchmark(cfg: Mapping[str, Any] | DictConfig) -> BenchmarkConfig:
     if benchmark.kind not in KINDS:
         raise unknown_name("kind", benchmark.kind, KINDS)
     # a key with dots in the YAML is a nested one on the command line, where the later counts
-    benchmark.axes = dict(_keys(benchmark.axes))
+    benchmark.axes = flatten(benchmark.axes)
     for key, values in benchmark.axes.items():
         if not isinstance(values, list) or not values:
             raise IECLError(f"axes.{key}: {values!r} is not a list of values")
@@ -186,14 +186,6 @@ def _id(benchmark: BenchmarkConfig, arm: str, data: str, axes: Mapping[str, Any]
     short = [f"{key.rpartition('.')[2]}{value}" for key, value in axes.items()]
     words = "-".join([data, arm, *short, f"seed{seed}"])
     return f"{re.sub(r'[^A-Za-z0-9.-]+', '_', words)}-{digest.hexdigest()[:8]}"
-
-
-def _keys(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in block.items():
-        if isinstance(value, Mapping) and value:
-            yield from _keys(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def write_data(benchmark: BenchmarkConfig) -> None:
@@ -260,7 +252,7 @@ def configuration(benchmark: BenchmarkConfig, cell: Cell) -> DictConfig:
         folder = data["digits"]["folder"]
         made = {"data.train_path": f"{folder}/train", "data.val_path": f"{folder}/test"}
     for block in (made, data.get("settings") or {}, benchmark.settings, cell.axes, arm):
-        for key, value in _keys(block):
+        for key, value in flatten(block).items():
             OmegaConf.update(cfg, key, value, force_add=True)
     cfg.seed = cell.seed
     return cfg

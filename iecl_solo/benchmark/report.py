@@ -29,7 +29,6 @@ from iecl_solo.benchmark.results import (
     Results,
     cost_rows,
     count,
-    flatten,
     listed,
     read,
     records,
@@ -49,6 +48,7 @@ from iecl_solo.benchmark.tables import (
     title,
 )
 from iecl_solo.benchmark.training import curves_section, entropy_section
+from iecl_solo.solo.config import flatten
 from iecl_solo.version import __version__
 
 

@@ -28,22 +28,6 @@ _COLUMNS = (
 )
 
 
-def flatten(block: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key.
-
-    Example:
-        >>> flatten({"method": "iecl_byol", "iecl": {"beta": 0.1}})
-        {'method': 'iecl_byol', 'iecl.beta': 0.1}
-    """
-    found: dict[str, Any] = {}
-    for key, value in block.items():
-        if isinstance(value, Mapping) and value:
-            found |= flatten(value, f"{prefix}{key}.")
-        else:
-            found[prefix + str(key)] = value
-    return found
-
-
 def text(value: Any) -> str:
     """A setting's value, short.
 

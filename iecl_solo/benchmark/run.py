@@ -77,7 +77,7 @@ def _prepare(benchmark: BenchmarkConfig, cell: Cell) -> Any:
     cfg.name = cell.id
     cfg.checkpoint = {"enabled": True, "dir": str(folder / "runs"), "frequency": 1}
     if cell.source is not None:
-        (sibling,) = [c for c in cells(benchmark) if c.id == cell.source]
+        sibling = find_cell(benchmark, cell.source)
         file = folder / "runs" / sibling.method / sibling.id / "saib.safetensors"
         if not file.is_file():
             raise IECLError(f"the SAIB of {cell.source} is not there: that cell failed")

@@ -77,8 +77,8 @@ def measure(
         ``kl``, ``effective_rank``, ``sigma_max`` and ``sigma_min`` over the encoder's layers and of
         each one (``sigma_max/LAYER``); with a SAIB ``delta_h`` in nats per dimension, its standard
         error and its two parts; with ``volume_images`` the encoder's ``log_volume``. Entropies in
-        nats. Of a run whose embeddings
-        are not finite any more, NaN for those that are of embeddings, and no others.
+        nats. Of a run whose embeddings are not finite any more, NaN for those that are of
+        embeddings, and no others.
 
     The global random state is neither read nor moved.
     """

@@ -27,7 +27,6 @@ from iecl_solo.benchmark.report import write_report
 from iecl_solo.benchmark.run import find_cell, run_cell
 from iecl_solo.benchmark.store import STORE, Store
 from iecl_solo.cli.hydra_app import run as run_hydra
-from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.protocol import EvaluationConfig
 from iecl_solo.registry import check_method, complete_objective
 from iecl_solo.solo.config import parse_block, plain
@@ -102,7 +101,7 @@ def _waves(benchmark: BenchmarkConfig) -> tuple[list[Cell], list[Cell]]:
 def _launch(benchmark: BenchmarkConfig, wanted: Sequence[Cell], arguments: list[str]) -> None:
     folder = Path(str(benchmark.dir)).resolve()
     listed = ",".join(cell.id for cell in wanted)
-    status = run_hydra(
+    run_hydra(
         "benchmark",
         __name__,
         "benchmark",
@@ -116,8 +115,6 @@ def _launch(benchmark: BenchmarkConfig, wanted: Sequence[Cell], arguments: list[
             "hydra.sweep.subdir=${hydra.job.num}",
         ],
     )
-    if status:
-        raise IECLError("the launcher did not come to its end")
 
 
 def run(given: list[str]) -> int:

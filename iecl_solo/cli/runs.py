@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from iecl_solo.errors import IECLError
-from iecl_solo.solo.config import plain
+from iecl_solo.solo.config import flatten, plain
 from iecl_solo.solo.host import Host
 from iecl_solo.version import __version__
 
@@ -51,14 +51,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise IECLError(f"{path}: not valid JSON ({error})") from None
 
 
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            out |= _flat(value, f"{prefix}{key}.")
-        else:
-            out[prefix + key] = value
-    return out
+def _given(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted key; an empty block says nothing."""
+    return {key: value for key, value in flatten(data).items() if value != {}}
 
 
 class Run:
@@ -88,7 +83,7 @@ class Run:
         """
         path = self.folder / ARGS
         if path.is_file():
-            old, new = _flat(read_json(path)), _flat(self.args)
+            old, new = _given(read_json(path)), _given(self.args)
             for key in sorted({*old, *new}):
                 if key.startswith(_INDIFFERENT) or old.get(key) == new.get(key):
                     continue

@@ -72,6 +72,22 @@ def parse_block(name: str, config_class: type[Any], block: Mapping[str, Any] | N
         raise _explain(name, config_class, error) from None
 
 
+def flatten(block: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key; an empty block is a value.
+
+    Example:
+        >>> flatten({"method": "iecl_byol", "iecl": {"beta": 0.1}})
+        {'method': 'iecl_byol', 'iecl.beta': 0.1}
+    """
+    found: dict[str, Any] = {}
+    for key, value in block.items():
+        if isinstance(value, Mapping) and value:
+            found |= flatten(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
 def plain(value: Any) -> Any:
     """An OmegaConf container as plain dicts and lists, interpolations resolved; else itself."""
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
