@@ -104,9 +104,8 @@ class Step:
         self._detach_from_trainer(cfg.max_epochs)
         configured: Any = self.model.configure_optimizers()
         self.optimizer = (configured[0] if isinstance(configured, tuple) else [configured])[0]
-        size, count = cfg.optimizer.batch_size, cfg.data.num_large_crops + cfg.data.num_small_crops
+        size = cfg.optimizer.batch_size
         crops = [a.crop_size for a in cfg.augmentations for _ in range(a.num_crops)]
-        assert len(crops) == count
         views = [torch.randn(size, 3, c, c, device=self.device) for c in crops]
         labels = torch.randint(0, cfg.data.num_classes, (size,), device=self.device)
         self.batch = [torch.arange(size, device=self.device), views, labels]

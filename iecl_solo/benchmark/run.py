@@ -91,9 +91,9 @@ def _train(
     benchmark: BenchmarkConfig, cell: Cell, host: Host
 ) -> tuple[dict[str, float], list[tuple[int, str, float]], dict[str, Any]]:
     run = pretrain(_prepare(benchmark, cell))
-    objective: Any = getattr(load_method(read_pretrained(run.checkpoint), host), "iecl", None)
-    if objective is not None and objective.saib is not None:
-        save_saib(objective.saib, run.folder / "saib.safetensors")
+    if any(other.source == cell.id for other in cells(benchmark)):
+        trained: Any = load_method(read_pretrained(run.checkpoint), host)
+        save_saib(trained.iecl.saib, run.folder / "saib.safetensors")
     protocol = parse_block("evaluation", EvaluationConfig, benchmark.evaluation)
     measures = evaluate(run, protocol)
     assert run.result is not None
