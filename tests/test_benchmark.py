@@ -6,9 +6,11 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -392,6 +394,18 @@ def test_a_silent_worker_of_another_machine_loses_its_cell(tmp_path: Path):
     with store._connect() as db:
         db.execute("UPDATE cells SET heartbeat = heartbeat - 3600")
     assert store.claim({**CELL, "id": "x"})
+
+
+def test_a_reader_does_not_wait_for_a_writer(tmp_path: Path):
+    """Nor needs the right to write: the lock a writer takes is the one such a file would refuse."""
+    path = tmp_path / STORE
+    Store(path).begin({"name": "toy"})
+    with closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        start = time.monotonic()
+        store = Store(path, create=False)
+        assert store.meta() == {"name": "toy"} and store.cells().empty
+        assert time.monotonic() - start < 30  # a lock is waited for four times as long
 
 
 def test_a_file_that_is_no_store_is_refused(tmp_path: Path):

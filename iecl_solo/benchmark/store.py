@@ -97,9 +97,9 @@ class Store:
             raise IECLError(f"store {path}: no such file")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with self._connect() as db:
+            with self._connect(write=create) as db:
                 if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'runs'").fetchone():
-                    if db.execute("SELECT 1 FROM sqlite_master").fetchone():
+                    if not create or db.execute("SELECT 1 FROM sqlite_master").fetchone():
                         raise IECLError(f"store {path}: a database, but not a benchmark's")
                     for statement in _SCHEMA.split(";"):
                         db.execute(statement)
@@ -107,11 +107,12 @@ class Store:
             raise IECLError(f"store {path}: {error}") from None
 
     @contextmanager
-    def _connect(self) -> Iterator[sqlite3.Connection]:
-        # one connection a transaction: none is held over a fork or a training
+    def _connect(self, *, write: bool = True) -> Iterator[sqlite3.Connection]:
+        # one connection a transaction: none is held over a fork or a training. A reader asks for no
+        # lock that a writer, or a file that may not be written, would refuse
         db = sqlite3.connect(self.path, timeout=120, isolation_level=None)
         try:
-            db.execute("BEGIN IMMEDIATE")
+            db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
             yield db
             db.execute("COMMIT")
         finally:
@@ -213,17 +214,17 @@ class Store:
 
     def meta(self) -> dict[str, Any]:
         """What ``begin`` recorded."""
-        with self._connect() as db:
+        with self._connect(write=False) as db:
             return {k: json.loads(v) for k, v in db.execute("SELECT key, value FROM meta")}
 
     def done(self) -> set[str]:
         """Ids of the finished cells."""
-        with self._connect() as db:
+        with self._connect(write=False) as db:
             return {i for (i,) in db.execute("SELECT id FROM cells WHERE status = 'done'")}
 
     def cells(self) -> pd.DataFrame:
         """One row a cell; each axis of the grid is a column of its own, by its dotted key."""
-        with self._connect() as db:
+        with self._connect(write=False) as db:
             frame = pd.read_sql("SELECT * FROM cells ORDER BY id", db)
         for column in ("config", "versions"):
             frame[column] = [json.loads(v) if isinstance(v, str) else None for v in frame[column]]
@@ -232,10 +233,10 @@ class Store:
 
     def metrics(self) -> pd.DataFrame:
         """Measures in long form: cell, name, value."""
-        with self._connect() as db:
+        with self._connect(write=False) as db:
             return pd.read_sql("SELECT * FROM metrics ORDER BY cell, name", db)
 
     def curves(self) -> pd.DataFrame:
         """What was logged over training in long form: cell, epoch, name, value."""
-        with self._connect() as db:
+        with self._connect(write=False) as db:
             return pd.read_sql("SELECT * FROM curves ORDER BY cell, name, epoch", db)
