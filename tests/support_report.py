@@ -31,6 +31,7 @@ def _metrics(rng: np.random.Generator, accuracy: float, against: str | None) -> 
     return {
         "knn_acc1": accuracy,
         "linear_acc1": accuracy + 1 + rng.normal(0, 0.2),
+        "linear_lr": 0.1,
         "knn_acc1/other": accuracy / 2,
         "query_entropy": 60 + rng.normal(0, 3),
         "made_up": rng.normal(0, 0.01),

@@ -46,6 +46,12 @@ from iecl_solo.benchmark.tables import (
 )
 from iecl_solo.solo.config import flatten
 
+#: What is chosen on a split of the training images for a measure: where it is stored, its name,
+#: and its grid in ``evaluation``.
+_CHOSEN = {
+    "linear_acc1": ("linear_lr", "learning rate", "linear", "lr"),
+    "knn_acc1": ("knn_k", "number of neighbours", "knn", "k"),
+}
 #: More arms than this make a panel illegible, and a table wider than a page.
 _ARMS = 6
 
@@ -237,7 +243,32 @@ def measure_section(results: Results, measure: str) -> Section:
         tables.append(differences_table(results, measure))
     if differences["low"].notna().any():
         pictures = forest_pictures(results, measure)
-    return Section(slug(measure), heading(title(measure)), tables=tables, pictures=pictures)
+    return Section(
+        slug(measure),
+        heading(title(measure)),
+        words=edge_of_grid(results, measure),
+        tables=tables,
+        pictures=pictures,
+    )
+
+
+def edge_of_grid(results: Results, measure: str) -> list[str]:
+    """A caution where what was chosen for a measure often lay at an end of its grid."""
+    if measure not in _CHOSEN:
+        return []
+    name, words, protocol, key = _CHOSEN[measure]
+    chosen = results.of(name)["value"]
+    grid = ((results.meta.get("evaluation") or {}).get(protocol) or {}).get(key) or []
+    if len(grid) < 3:  # most of it is ends
+        return []
+    ends = {"lowest": min(grid), "highest": max(grid)}
+    return [
+        f"The {words} chosen was the {end} of its grid ({text(value)}) in "
+        f"{int((chosen == value).sum())} of {count(len(chosen), 'run')}: a grid that reaches "
+        "further may give higher figures."
+        for end, value in ends.items()
+        if (chosen == value).mean() > 0.25
+    ]
 
 
 # Accuracy against batch size, and sensitivity

@@ -114,8 +114,9 @@ def cost_section(results: Results) -> Section | None:
 
 
 def published_section(results: Results) -> Section | None:
-    """The papers' own figures beside ours."""
-    entries = results.meta.get("published") or []
+    """The papers' own figures beside ours, of the data sets that there are here."""
+    there = {data for data, *_ in results.settings}
+    entries = [e for e in results.meta.get("published") or [] if str(e.get("data")) in there]
     if not entries:
         return None
     rows = []
