@@ -3,9 +3,9 @@
     python benchmarks/plan.py
 
 Operations are counted by torch.utils.flop_counter in one training step of 8 images for each arm,
-data set and network, and multiplied. Storage is a checkpoint for each run. Hours follow from what a
-device sustains: ``--sustained`` in TFLOP/s, measured if it is not given, on whatever device this
-runs on, with the first benchmark's first arm.
+data set and network, and multiplied; evaluation is not counted. Storage is a checkpoint for each
+run. Hours follow from what a device sustains: ``--sustained`` in TFLOP/s, measured if it is not
+given, on whatever device this runs on, with the first benchmark's first arm.
 """
 
 from __future__ import annotations
