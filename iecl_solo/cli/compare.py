@@ -167,8 +167,9 @@ def verdict(frame: pd.DataFrame) -> str:
     parts = []
     for column in ("k-NN %", "linear %"):
         change = float(frame[column].iloc[1] - frame[column].iloc[0])
+        by = f" by {abs(change):.2f} points" if change else ""
         word = "ahead of" if change > 0 else "behind" if change < 0 else "level with"
-        parts.append(f"{word} the baseline by {abs(change):.2f} points ({column.split()[0]})")
+        parts.append(f"{word} the baseline{by} ({column.split()[0]})")
     return f"{frame.index[1]} is {' and '.join(parts)}; one seed, so no significance is claimed."
 
 
