@@ -130,39 +130,41 @@ def _difference(row: Mapping[str, Any]) -> Difference:
 def differences_table(results: Results, measure: str) -> Table:
     """Each arm minus its baseline, in pairs, with what the seeds can say of it."""
     frame = results.differences(measure)
+    tested = bool(frame["low"].notna().any())  # of one seed there is nothing to test
     rows = []
     for row in records(frame):
         difference = _difference(row)
-        rows.append(
-            [
-                *setting_cells(results, row["setting"]),
-                Cell(f"{row['arm']} − {row['against']}"),
-                Cell(str(difference.n)),
-                Cell(
-                    number(measure, difference.mean, difference.sd, sign=True),
-                    bold=not row["caution"],
-                ),
-                Cell(interval(measure, difference, sign=True)),
-                Cell(p_value(row["p"])),
-                Cell(p_value(row["p_holm"])),
-                Cell(row["caution"] or ("higher" if difference.mean > 0 else "lower")),
-            ]
-        )
+        mean = number(measure, difference.mean, difference.sd, sign=True)
+        entries = [
+            *setting_cells(results, row["setting"]),
+            Cell(f"{row['arm']} − {row['against']}"),
+            Cell(str(difference.n)),
+            Cell(mean, bold=not row["caution"]),
+        ]
+        if tested:
+            entries.append(Cell(interval(measure, difference, sign=True)))
+            entries += [Cell(p_value(row["p"])), Cell(p_value(row["p_holm"]))]
+        entries.append(Cell(row["caution"] or ("higher" if difference.mean > 0 else "lower")))
+        rows.append(entries)
     points = " (points)" if unit(measure) == "%" else f" ({unit(measure)})" * bool(unit(measure))
-    head = [*results.setting_head, "comparison", "n", f"difference{points}", "95 % interval"]
-    caption = (
-        "Paired by seed: same initial weights, order of data and augmentations. 95 % t interval; "
-        f"p of the paired t test, and after Holm's correction over {count(len(rows), 'comparison')}"
-        f". Bold: corrected p < 0.05 with at least {MIN_SEEDS} seeds. Where nothing is told apart, "
-        "the verdict gives the difference that as many seeds of this spread show 4 times in 5."
-    )
+    head = [*results.setting_head, "comparison", "n", f"difference{points}"]
+    caption = "Paired by seed: same initial weights, order of data and augmentations."
+    if tested:
+        head += ["95 % interval", "p", "p (Holm)"]
+        caption += (
+            " 95 % t interval; p of the paired t test, and after Holm's correction over "
+            f"{count(len(rows), 'comparison')}. Bold: corrected p < 0.05 with at least {MIN_SEEDS} "
+            "seeds. Where nothing is told apart, the verdict gives the difference that as many "
+            "seeds of this spread show 4 times in 5."
+        )
+    labels = len(results.setting_head) + 1
     return Table(
         f"{slug(measure)}-differences",
         heading(f"{name(measure)}, differences"),
         caption,
-        [*head, "p", "p (Holm)", "verdict"],
+        [*head, "verdict"],
         rows,
-        "h" * (len(results.setting_head) + 1) + "rrrrrl",
+        "h" * labels + "r" * (len(head) - labels) + "l",
         expand(results, frame),
     )
 

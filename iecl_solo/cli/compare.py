@@ -208,7 +208,6 @@ def _report(runs: list[Run], title: str, folder: Path) -> Path:
     store.begin(
         {
             "name": title,
-            "preset": "compare",
             "question": f"What does {methods[1]} change about {methods[0]}?",
             "measures": ["knn_acc1", "linear_acc1", "query_entropy"],
             "arms": {method: {"method": method} for method in methods},
