@@ -40,7 +40,7 @@ from iecl_solo.entropy import coding_rate, effective_rank, log_vmf_normalizer
 from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.load import load_method, read_pretrained
 from iecl_solo.losses.climb import PrototypeMarginal, VMFMixture, entropy_bound
-from iecl_solo.objectives.climb import CLIMB, CLIMBConfig
+from iecl_solo.objectives.climb import CLIMB, MARGINALS, CLIMBConfig
 from iecl_solo.objectives.protocol import Made, Space, Views, total
 from iecl_solo.registry import added_methods, check_method, choose_objectives, split_method
 from iecl_solo.solo.checkpoint import read_checkpoint
@@ -483,8 +483,41 @@ def test_entropy_falls_as_beta_grows():
     assert all(a > b for a, b in pairwise(rates)), rates
     assert bounds[0] - bounds[-1] > 5  # nats: a large beta does collapse what it can
     assert ranks[-1] < 0.7 * ranks[0]
-    # and the default does not
-    assert toy(CLIMBConfig().beta)[2] > 0.9 * ranks[0]
+    assert toy(MARGINALS["vmf"])[2] > 0.9 * ranks[0]  # and the default does not
+
+
+def rank_without_negatives(beta: float | None, steps: int = 600) -> float:
+    """Effective rank that SimSiam's loss and CLIMB leave, on the same noisy views."""
+    torch.manual_seed(0)
+    data = torch.randn(512, 16)
+    network = nn.Sequential(
+        *(nn.Linear(16, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 32), nn.BatchNorm1d(32))
+    )
+    predictor = nn.Sequential(
+        *(nn.Linear(32, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 32))
+    )
+    views = Views(2, momentum=False, query=(1,))
+    o = CLIMB(CLIMBConfig(beta=beta, num_components=16), 32, views, network, Space(32))
+    learned = [*network.parameters(), *predictor.parameters(), *o.parameters()]
+    optimizer = torch.optim.SGD(learned, lr=0.1, momentum=0.9)
+    torch.manual_seed(1)  # the same batches, whatever r drew
+    for _ in range(steps):
+        x = data[torch.randint(512, (128,))]
+        a, b = (network(x + 0.3 * torch.randn_like(x)) for _ in range(2))
+        pairs = ((predictor(a), b.detach()), (predictor(b), a.detach()))
+        loss = -sum(F.cosine_similarity(p, z).mean() for p, z in pairs) / 2
+        added = total(o.terms(Made({0: a, 1: b}), 0.0))
+        loss = loss if added is None else loss + added
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return effective_rank(F.normalize(network(data), dim=1).detach()).item()
+
+
+def test_default_beta_does_not_collapse_a_host_without_negatives():
+    without = rank_without_negatives(0.0)
+    assert rank_without_negatives(None) > 0.9 * without
+    assert rank_without_negatives(10 * MARGINALS["vmf"]) < 0.6 * without  # it could
 
 
 WORKER = """

@@ -20,7 +20,8 @@ from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.losses.climb import PrototypeMarginal, VMFMixture
 from iecl_solo.objectives.protocol import Made, Objective, Space, Term, Views, of_views, warmup
 
-MARGINALS = ("vmf", "prototypes")
+#: Each marginal's default beta. A non-contrastive host loses its rank to ten times vmf's.
+MARGINALS = {"vmf": 0.003, "prototypes": 0.03}
 
 
 def _check(key: str, given: float, minimum: float, *, exclusive: bool = False) -> None:
@@ -38,8 +39,8 @@ class CLIMBConfig:
 
     Attributes:
         beta: weight of the bound on H(Z); of an embedding's in nats per dimension, so that one
-            value serves every width, of a code's over prototypes in nats. At 0 nothing is learned
-            or added.
+            value serves every width, of a code's over prototypes in nats. null is 0.003 and 0.03.
+            At 0 nothing is learned or added.
         beta_warmup_epochs: epochs over which beta ramps up from 0; r is learned from the start.
         marginal: vmf, a mixture of von Mises-Fisher densities over normalised embeddings;
             prototypes, a distribution over the host's prototypes; null is prototypes for a host
@@ -51,7 +52,7 @@ class CLIMBConfig:
         views: large crops whose online embeddings are Z; null is all of them.
     """
 
-    beta: float = 0.03
+    beta: float | None = None
     beta_warmup_epochs: float = 0.0
     marginal: str | None = None
     num_components: int = 64
@@ -61,7 +62,8 @@ class CLIMBConfig:
 
     def __post_init__(self) -> None:
         for name in ("beta", "beta_warmup_epochs", "lr_multiplier"):
-            _check(name, getattr(self, name), 0)
+            if (value := getattr(self, name)) is not None:
+                _check(name, value, 0)
         _check("num_components", self.num_components, 1)
         _check("max_concentration", self.max_concentration, 0, exclusive=True)
         if self.marginal is not None and self.marginal not in MARGINALS:
@@ -113,7 +115,8 @@ class CLIMB(Objective):
         kind = config.marginal or ("vmf" if space.num_prototypes is None else "prototypes")
         if kind == "prototypes" and space.num_prototypes is None:
             raise IECLError("climb.marginal: 'prototypes' is for DINO; this host has none, use vmf")
-        if config.beta == 0:
+        self.beta = MARGINALS[kind] if config.beta is None else config.beta
+        if self.beta == 0:
             return
         if space.num_prototypes is not None and kind == "prototypes":
             self.marginal = PrototypeMarginal(space.num_prototypes, temperature=space.temperature)
@@ -141,7 +144,7 @@ class CLIMB(Objective):
         terms = {"coding_rate": Term(self._coding_rate(z), 0.0)}
         if self.marginal is None:
             return terms
-        beta = self.config.beta * warmup(epoch, self.config.beta_warmup_epochs)
+        beta = self.beta * warmup(epoch, self.config.beta_warmup_epochs)
         if isinstance(self.marginal, PrototypeMarginal):
             z, weight = of_views(made.scores, self.crops), beta
         else:
