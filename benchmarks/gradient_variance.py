@@ -3,6 +3,8 @@
     python benchmarks/gradient_variance.py --config-name digits/minc data.train_path=TRAIN
     python benchmarks/gradient_variance.py --run RUN     # the weights of a finished run
 
+With ``--store``, of the benchmark ``minc``, the accuracy against the batch size is drawn beside.
+
 One network (backbone and projector of the configuration's method, in training mode), its weights
 held; for every batch the gradient of each loss in all of them. All losses see the same batches. The
 spectral loss is halved, which makes its expectation MINC's. Printed, for each batch size: the trace
@@ -31,6 +33,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from iecl_solo.benchmark.store import STORE, Store
 from iecl_solo.evaluate.load import load_method, read_pretrained
 from iecl_solo.losses import MINCLoss, spectral_contrastive_loss
 from iecl_solo.registry import complete_objective
@@ -105,15 +108,38 @@ def measure(
     return {name: moment.summary() for name, moment in moments.items()}
 
 
-def picture(frame: pd.DataFrame, path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(5, 3.6), layout="constrained")
-    for name, rows in frame.groupby("loss", sort=False):
-        axes.loglog(rows["batch"], rows["relative"], marker="o", label=name)
-    axes.set_xlabel("batch size")
-    axes.set_ylabel("variance of the gradient / squared norm of its mean")
-    axes.set_xticks(sorted(frame["batch"].unique()), labels=sorted(frame["batch"].unique()))
-    axes.minorticks_off()
-    axes.legend()
+def accuracy(path: Path) -> pd.DataFrame:
+    """Finished runs of a benchmark's store: arm, batch size, k-NN accuracy."""
+    store = Store(path / STORE, create=False)
+    metrics = store.metrics()
+    knn = metrics[metrics["name"] == "knn_acc1"].set_index("cell")["value"].rename("accuracy")
+    runs = store.cells().rename(columns={"optimizer.batch_size": "batch", "arm": "loss"})
+    return runs.join(knn, on="id", how="inner")[["loss", "batch", "accuracy"]]
+
+
+def picture(frame: pd.DataFrame, path: Path, runs: pd.DataFrame | None) -> None:
+    panels = 1 if runs is None else 2
+    figure, axes = plt.subplots(
+        1, panels, figsize=(5 * panels, 3.8), layout="constrained", squeeze=False
+    )
+    right = axes[0, -1]
+    for i, (name, rows) in enumerate(frame.groupby("loss", sort=False)):
+        right.loglog(rows["batch"], rows["relative"], f"C{i}o-", label=name)
+        if runs is not None:
+            points = runs[runs["loss"] == name].groupby("batch")["accuracy"].agg(["mean", "std"])
+            axes[0, 0].errorbar(
+                points.index, points["mean"], points["std"], fmt=f"C{i}o-", capsize=3, label=name
+            )
+    if runs is not None:
+        axes[0, 0].set_xscale("log")
+        axes[0, 0].set_ylabel("k-NN top-1, % (mean ± s.d. over seeds)")
+    right.set_ylabel("tr Cov(g) / |E g|², g the gradient")
+    for panel in axes[0]:
+        sizes = sorted((frame if panel is right or runs is None else runs)["batch"].unique())
+        panel.set_xticks(sizes, labels=sizes)
+        panel.minorticks_off()
+        panel.set_xlabel("batch size")
+        panel.legend()
     figure.savefig(path, dpi=150)
 
 
@@ -141,6 +167,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--store", type=Path, help="folder of a finished minc benchmark")
     parser.add_argument("--out", type=Path, default=Path("gradient_variance"))
     options = parser.parse_args()
     cfg, model = setting(options)
@@ -164,7 +191,8 @@ def main() -> None:
         print(f"{value}:\n{frame.pivot(index='batch', columns='loss', values=value).to_string()}")
     options.out.mkdir(parents=True, exist_ok=True)
     frame.to_csv(options.out / "gradient_variance.csv", index=False)
-    picture(frame, options.out / "gradient_variance.png")
+    runs = accuracy(options.store) if options.store else None
+    picture(frame, options.out / "gradient_variance.png", runs)
     print(f"{options.out}: gradient_variance.csv, gradient_variance.png")
 
 
