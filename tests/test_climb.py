@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -452,23 +453,35 @@ def test_views_that_are_not_there_are_refused(views: list[int]):
         objective(views=views)
 
 
+def train_toy(
+    o: CLIMB, learned: nn.ModuleList, data: Tensor, host_loss: Callable, steps: int
+) -> None:
+    """A host's loss and CLIMB on two noisy views of points; ``learned[0]`` embeds them."""
+    parameters = [*learned.parameters(), *o.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+    for _ in range(steps):
+        x = data[torch.randint(512, (128,))]
+        a, b = (learned[0](x + 0.3 * torch.randn_like(x)) for _ in range(2))
+        loss = host_loss(a, b)
+        added = total(o.terms(Made({0: a, 1: b}), 0.0))
+        loss = loss if added is None else loss + added
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
 def toy(beta: float, steps: int = 120) -> tuple[float, float, float]:
     """SimCLR's loss and CLIMB on noisy views of 512 points: bound, coding rate, effective rank."""
     torch.manual_seed(0)
     data = torch.randn(512, 16)
     network = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 16))
     o = objective(beta=beta, num_components=16)
-    optimizer = torch.optim.SGD([*network.parameters(), *o.parameters()], lr=0.1, momentum=0.9)
-    for _ in range(steps):
-        x = data[torch.randint(512, (128,))]
-        z = [network(x + 0.3 * torch.randn_like(x)) for _ in range(2)]
-        a, b = (F.normalize(v, dim=1) for v in z)
-        loss = F.cross_entropy(a @ b.T / 0.2, torch.arange(128))
-        added = total(o.terms(Made(dict(enumerate(z))), 0.0))
-        loss = loss if added is None else loss + added
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+
+    def simclr(a: Tensor, b: Tensor) -> Tensor:
+        a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
+        return F.cross_entropy(a @ b.T / 0.2, torch.arange(128))
+
+    train_toy(o, nn.ModuleList([network]), data, simclr, steps)
     z = F.normalize(network(data), dim=1).detach()
     torch.manual_seed(0)
     r = VMFMixture(16, 16, max_concentration=160)
@@ -498,19 +511,13 @@ def rank_without_negatives(beta: float | None, steps: int = 600) -> float:
     )
     views = Views(2, momentum=False, query=(1,))
     o = CLIMB(CLIMBConfig(beta=beta, num_components=16), 32, views, network, Space(32))
-    learned = [*network.parameters(), *predictor.parameters(), *o.parameters()]
-    optimizer = torch.optim.SGD(learned, lr=0.1, momentum=0.9)
-    torch.manual_seed(1)  # the same batches, whatever r drew
-    for _ in range(steps):
-        x = data[torch.randint(512, (128,))]
-        a, b = (network(x + 0.3 * torch.randn_like(x)) for _ in range(2))
+
+    def simsiam(a: Tensor, b: Tensor) -> Tensor:
         pairs = ((predictor(a), b.detach()), (predictor(b), a.detach()))
-        loss = -sum(F.cosine_similarity(p, z).mean() for p, z in pairs) / 2
-        added = total(o.terms(Made({0: a, 1: b}), 0.0))
-        loss = loss if added is None else loss + added
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        return -sum(F.cosine_similarity(p, z).mean() for p, z in pairs) / 2
+
+    torch.manual_seed(1)  # the same batches, whatever r drew
+    train_toy(o, nn.ModuleList([network, predictor]), data, simsiam, steps)
     return effective_rank(F.normalize(network(data), dim=1).detach()).item()
 
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from iecl_solo.benchmark.cost import measure_cost
@@ -19,7 +18,7 @@ from iecl_solo.cli.pretrain import pretrain
 from iecl_solo.cli.runs import Run, versions
 from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.evaluate.load import load_method, read_pretrained
-from iecl_solo.evaluate.pictures import host_loss, read_metrics
+from iecl_solo.evaluate.pictures import host_loss, read_metrics, read_monitor
 from iecl_solo.evaluate.protocol import EvaluationConfig
 from iecl_solo.evaluate.run import evaluate
 from iecl_solo.saib import save_saib
@@ -61,13 +60,9 @@ def training_curves(run: Run) -> list[tuple[int, str, float]]:
         elif not (str(column).endswith("_epoch") and name.startswith(("iecl_", "climb_"))):
             continue
         out += [(int(e), name, float(v)) for e, v in metrics[column].dropna().items()]  # type: ignore[call-overload]
-    path = run.folder / "monitor.csv"
-    if path.is_file():
-        monitor = pd.read_csv(path).set_index("epoch").drop(columns="monitor_seconds")
-        for column in monitor.columns:
-            if "/" in str(column):  # a single layer's
-                continue
-            out += [(int(e), str(column), float(v)) for e, v in monitor[column].dropna().items()]  # type: ignore[call-overload]
+    monitor = read_monitor(run.folder)
+    for column in monitor.columns:
+        out += [(int(e), str(column), float(v)) for e, v in monitor[column].dropna().items()]  # type: ignore[call-overload]
     return out
 
 

@@ -31,6 +31,15 @@ def read_metrics(run: Path) -> pd.DataFrame:
     return pd.concat(frames).groupby("epoch").last().sort_index()
 
 
+def read_monitor(run: Path) -> pd.DataFrame:
+    """What ``EntropyMonitor`` wrote for a run, an epoch a row, less its clock and single layers."""
+    path = run / "monitor.csv"
+    if not path.is_file():
+        return pd.DataFrame()
+    frame = pd.read_csv(path).set_index("epoch").drop(columns="monitor_seconds")
+    return frame[[column for column in frame if "/" not in str(column)]]
+
+
 def is_term(column: str) -> bool:
     """Whether a logged value is an objective's, its mean over an epoch."""
     prefixes = tuple(f"train_{objective.name}_" for objective in OBJECTIVES)

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
 from sklearn.model_selection import train_test_split
@@ -20,6 +19,7 @@ from iecl_solo.evaluate.entropy import query_entropy
 from iecl_solo.evaluate.knn import extract_features, knn_accuracy
 from iecl_solo.evaluate.linear import linear_accuracy
 from iecl_solo.evaluate.load import Pretrained, load_backbone, load_method, read_pretrained
+from iecl_solo.evaluate.pictures import read_monitor
 from iecl_solo.evaluate.protocol import EvaluationConfig, KNNProtocol, linear_config
 from iecl_solo.solo.config import plain
 from iecl_solo.solo.data import evaluation_datasets, evaluation_loader, pretrain_loader
@@ -166,10 +166,9 @@ def _measured(run: Run) -> dict[str, float]:
     }
     if "val_acc1" in result["metrics"]:
         out["online_acc1"] = result["metrics"]["val_acc1"]
-    monitor = run.folder / "monitor.csv"
-    if monitor.is_file():
-        last = pd.read_csv(monitor).iloc[-1].drop(["epoch", "monitor_seconds"]).dropna()
-        out |= {str(n): float(v) for n, v in last.items() if "/" not in str(n)}  # not by layer
+    monitor = read_monitor(run.folder)
+    if len(monitor):
+        out |= {str(name): float(v) for name, v in monitor.iloc[-1].dropna().items()}
     return out
 
 
