@@ -513,7 +513,7 @@ def renyi_entropy(z: Tensor, *, alpha: float = 2.0, bandwidth: float = math.sqrt
     It is not differential entropy: it lies between 0 (equal rows) and log B (rows far apart in
     bandwidths), where its gradient dies. For alpha = 2 its expectation is near -log(1/B + (1 - 1/B)
     E exp(-|z - z'|^2 / bandwidth^2)), so it rises with B; against that its bias is below 0.05 nats
-    for every law, d and B of benchmarks/entropy_table.py.
+    for every law, d and B of studies/entropy_table.py.
 
     Args:
         z: rows (B, d), B >= 2, any floating dtype and device.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from iecl_solo.benchmark.store import Store
+from iecl_solo.experiments.store import Store
 
 BATCH = "optimizer.batch_size"
 

@@ -360,7 +360,7 @@ def test_effective_rank(dtype):
 
 
 def entropy_table():
-    path = Path(__file__).parents[1] / "benchmarks" / "entropy_table.py"
+    path = Path(__file__).parents[1] / "studies" / "entropy_table.py"
     spec = importlib.util.spec_from_file_location("entropy_table", path)
     module = importlib.util.module_from_spec(spec)
     # dataclasses look their module up there

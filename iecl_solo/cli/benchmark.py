@@ -15,7 +15,10 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from iecl_solo.benchmark.grid import (
+from iecl_solo.cli.hydra_app import run as run_hydra
+from iecl_solo.evaluate.protocol import EvaluationConfig
+from iecl_solo.experiments.cell import find_cell, run_cell
+from iecl_solo.experiments.grid import (
     BenchmarkConfig,
     Cell,
     cells,
@@ -23,15 +26,11 @@ from iecl_solo.benchmark.grid import (
     read_benchmark,
     write_data,
 )
-from iecl_solo.benchmark.report import write_report
-from iecl_solo.benchmark.run import find_cell, run_cell
-from iecl_solo.benchmark.store import STORE, Store
-from iecl_solo.cli.hydra_app import run as run_hydra
-from iecl_solo.evaluate.protocol import EvaluationConfig
-from iecl_solo.registry import check_method, complete_objective
+from iecl_solo.experiments.store import STORE, Store
+from iecl_solo.report.page import write_report
 from iecl_solo.solo.config import parse_block, plain
 from iecl_solo.solo.host import find_host
-from iecl_solo.solo.settings import prepare_pretrain
+from iecl_solo.train.complete import complete
 
 _WHAT = "run a grid of methods, data sets, batch sizes and seeds, and report it"
 # what the first pass, which only looks, leaves for the command
@@ -45,11 +44,9 @@ def check(benchmark: BenchmarkConfig) -> None:
     host = find_host()
     seen = set()
     for cell in cells(benchmark):
-        check_method(cell.method)
         if (cell.arm, cell.data) not in seen:
             seen.add((cell.arm, cell.data))
-            cfg = prepare_pretrain(configuration(benchmark, cell), host)
-            complete_objective(cfg)
+            complete(configuration(benchmark, cell), host)
 
 
 def take_gpu(number: int) -> None:

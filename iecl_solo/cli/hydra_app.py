@@ -6,13 +6,11 @@ import difflib
 import importlib
 import os
 import sys
-from importlib.resources import files
 from pathlib import Path
 
-from iecl_solo.cli.quiet import quiet
 from iecl_solo.errors import IECLError, unknown_name
-
-PACKAGED = "pkg://iecl_solo.configs"
+from iecl_solo.quiet import quiet
+from iecl_solo.train.compose import PACKAGED, packaged_configs
 
 # blocks of ours that a user's own YAML need not have: KEY=VALUE works without Hydra's "+"
 _OPTIONAL_BLOCKS = (
@@ -35,13 +33,6 @@ _NO_FILES = (
     "hydra/job_logging=disabled",
     "hydra/hydra_logging=disabled",
 )
-
-
-def packaged_configs(folder: str) -> list[str]:
-    """Names that ``--config-name`` takes for a command whose configs are in ``folder``."""
-    root = Path(str(files("iecl_solo.configs"))) / folder
-    names = (p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
-    return sorted(name for name in names if name.rpartition("/")[2] != "base")
 
 
 def _help(command: str, folder: str, what: str) -> str:

@@ -21,21 +21,22 @@ def run(args: argparse.Namespace) -> int:
     import pandas as pd
     import torch
 
-    from iecl_solo.callbacks.entropy_monitor import MonitorConfig, measure
-    from iecl_solo.cli.quiet import quiet
-    from iecl_solo.cli.runs import versions, write_json
     from iecl_solo.evaluate.load import load_method, read_pretrained
     from iecl_solo.evaluate.pictures import (
         plot_monitor,
         plot_saib_over_training,
         plot_singular_values,
-        read_metrics,
     )
+    from iecl_solo.files import write_json
     from iecl_solo.lipschitz import sigmas
+    from iecl_solo.quiet import quiet
     from iecl_solo.saib import load_saib
     from iecl_solo.solo.data import pretrain_loader
     from iecl_solo.solo.host import find_host
     from iecl_solo.solo.settings import check_image_folder
+    from iecl_solo.train.callbacks.entropy_monitor import MonitorConfig, measure
+    from iecl_solo.train.logs import read_metrics
+    from iecl_solo.train.run import versions
 
     quiet()
     config = MonitorConfig(images=args.images, probes=args.probes, volume_images=args.volume_images)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from iecl_solo.cli.runs import versions, write_json
 from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.knn import DISTANCES, extract_features, knn_accuracy
 from iecl_solo.evaluate.load import load_backbone, read_pretrained
+from iecl_solo.files import write_json
 from iecl_solo.solo.config import plain
 from iecl_solo.solo.data import evaluation_datasets, evaluation_loader
 from iecl_solo.solo.host import find_host
@@ -22,6 +22,7 @@ from iecl_solo.solo.settings import (
     check_positive_int,
     require,
 )
+from iecl_solo.train.run import versions
 
 
 def main(cfg: DictConfig) -> None:

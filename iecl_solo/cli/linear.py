@@ -8,16 +8,17 @@ from typing import Any
 from lightning.pytorch import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from iecl_solo.callbacks.epoch_line import EpochLine
-from iecl_solo.cli.pretrain import loggers, trainer_arguments
-from iecl_solo.cli.runs import versions, write_json
 from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.linear import linear_accuracy
 from iecl_solo.evaluate.load import load_backbone, read_pretrained
+from iecl_solo.files import write_json
 from iecl_solo.solo.config import plain
 from iecl_solo.solo.data import IMAGENET_MEAN, IMAGENET_STD, evaluation_datasets
 from iecl_solo.solo.host import find_host
 from iecl_solo.solo.settings import prepare_linear, require
+from iecl_solo.train.callbacks.epoch_line import EpochLine
+from iecl_solo.train.fit import loggers, trainer_arguments
+from iecl_solo.train.run import versions
 
 
 def _check_backbone(cfg: DictConfig, pretrained: DictConfig) -> None:

@@ -14,10 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the report and say where, and what it says."""
-    from iecl_solo.benchmark.answer import answer
-    from iecl_solo.benchmark.report import write_report
-    from iecl_solo.benchmark.results import read
-    from iecl_solo.benchmark.store import STORE, Store
+    from iecl_solo.experiments.store import STORE, Store
+    from iecl_solo.report.answer import answer
+    from iecl_solo.report.page import write_report
+    from iecl_solo.report.results import read
 
     path = Path(args.store)
     store = Store(path / STORE if path.is_dir() else path, create=False)

@@ -10,14 +10,15 @@ from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from iecl_solo.cli.runs import ARGS, read_json
 from iecl_solo.errors import IECLError
-from iecl_solo.registry import check_method
+from iecl_solo.files import read_json
 from iecl_solo.solo.backbones import build_backbone
 from iecl_solo.solo.build import build_model
 from iecl_solo.solo.checkpoint import backbone_state, load_strictly, read_checkpoint
 from iecl_solo.solo.config import plain
 from iecl_solo.solo.host import Host
+from iecl_solo.solo.registry import check_method
+from iecl_solo.train.run import ARGS
 
 
 @dataclass(frozen=True)

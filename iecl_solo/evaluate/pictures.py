@@ -14,45 +14,11 @@ import torch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
-from iecl_solo.registry import OBJECTIVES
 from iecl_solo.saib import match_statistics
+from iecl_solo.train.logs import host_loss, is_term
 
 # colour-blind safe, and told apart in grey
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-
-
-def read_metrics(run: Path) -> pd.DataFrame:
-    """All that the CSV logger wrote for a run, its interruptions included, one row an epoch."""
-    logs = sorted(run.glob("logs/version_*/metrics.csv"), key=lambda p: p.stat().st_mtime)
-    frames = [pd.read_csv(path) for path in logs if path.stat().st_size > 0]
-    if not frames:
-        return pd.DataFrame()
-    # an epoch that was begun twice is taken from the run that finished it
-    return pd.concat(frames).groupby("epoch").last().sort_index()
-
-
-def read_monitor(run: Path) -> pd.DataFrame:
-    """What ``EntropyMonitor`` wrote for a run, an epoch a row, less its clock and single layers."""
-    path = run / "monitor.csv"
-    if not path.is_file():
-        return pd.DataFrame()
-    frame = pd.read_csv(path).set_index("epoch").drop(columns="monitor_seconds")
-    return frame[[column for column in frame if "/" not in str(column)]]
-
-
-def is_term(column: str) -> bool:
-    """Whether a logged value is an objective's, its mean over an epoch."""
-    prefixes = tuple(f"train_{objective.name}_" for objective in OBJECTIVES)
-    return column.startswith(prefixes) and column.endswith("_epoch")
-
-
-def host_loss(metrics: pd.DataFrame) -> str | None:
-    """The column of the host's own loss, whatever it calls it."""
-    names = [c for c in metrics.columns if c.endswith(("_loss_epoch", "_sim_epoch"))]
-    own = [
-        c for c in names if not c.startswith(("train_class", "train_momentum")) and not is_term(c)
-    ]
-    return own[0] if own else None
 
 
 def _titled(column: str) -> str:

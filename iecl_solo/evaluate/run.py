@@ -13,18 +13,19 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
-from iecl_solo.cli.pretrain import trainer_arguments
-from iecl_solo.cli.runs import Run, read_json, versions, write_json
-from iecl_solo.evaluate.entropy import query_entropy
 from iecl_solo.evaluate.knn import extract_features, knn_accuracy
 from iecl_solo.evaluate.linear import linear_accuracy
 from iecl_solo.evaluate.load import Pretrained, load_backbone, load_method, read_pretrained
-from iecl_solo.evaluate.pictures import read_monitor
 from iecl_solo.evaluate.protocol import EvaluationConfig, KNNProtocol, linear_config
+from iecl_solo.files import read_json, write_json
 from iecl_solo.solo.config import plain
 from iecl_solo.solo.data import evaluation_datasets, evaluation_loader, pretrain_loader
+from iecl_solo.solo.embed import query_entropy
 from iecl_solo.solo.host import Host, find_host
 from iecl_solo.solo.settings import prepare_linear
+from iecl_solo.train.fit import trainer_arguments
+from iecl_solo.train.logs import read_monitor
+from iecl_solo.train.run import Run, versions
 
 EVALUATION = "evaluation.json"
 Labelled = tuple[Tensor, Tensor]

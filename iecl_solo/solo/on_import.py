@@ -19,7 +19,7 @@ import iecl_solo.patches as patches
 
 def _finish() -> None:
     patches.after_import()
-    from iecl_solo.registry import register
+    from iecl_solo.solo.registry import register
 
     register()
 

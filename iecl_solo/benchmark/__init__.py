@@ -1,1 +1,0 @@
-"""Grids of runs: what they are, where their rows are kept, what the rows say."""

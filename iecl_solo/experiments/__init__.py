@@ -1,0 +1,1 @@
+"""Grids of runs: planned, run on any launcher, kept in one store."""

@@ -1,0 +1,231 @@
+"""A method and its twin: same seed, same batches, one table."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from iecl_solo.errors import IECLError
+from iecl_solo.evaluate.load import load_method, read_pretrained
+from iecl_solo.evaluate.pictures import plot_curves, plot_saib
+from iecl_solo.evaluate.protocol import EvaluationConfig
+from iecl_solo.evaluate.run import EVALUATION, evaluate
+from iecl_solo.experiments.store import STORE, Store
+from iecl_solo.files import read_json
+from iecl_solo.quiet import quiet
+from iecl_solo.solo.build import build_model
+from iecl_solo.solo.config import parse_block, plain
+from iecl_solo.solo.data import pretrain_loader
+from iecl_solo.solo.host import find_host
+from iecl_solo.solo.registry import choose_objectives, split_method
+from iecl_solo.solo.settings import require
+from iecl_solo.solo.wrapper import objectives
+from iecl_solo.train.complete import complete
+from iecl_solo.train.fit import pretrain
+from iecl_solo.train.logs import is_term, read_metrics, training_curves
+from iecl_solo.train.run import Run
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A trained and evaluated pair.
+
+    Attributes:
+        title: what it is called.
+        folder: where its table, pictures and report belong.
+        runs: the baseline's and the variant's.
+        table: one row a method, baseline first.
+    """
+
+    title: str
+    folder: Path
+    runs: list[Run]
+    table: pd.DataFrame
+
+
+def twins(cfg: DictConfig) -> tuple[DictConfig, DictConfig]:
+    """The baseline's and the twin's configuration; all but the objectives is shared.
+
+    The twin carries what the method's name says, and IE-CL if it says nothing.
+    """
+    require(cfg, ["method"])
+    carried, _ = split_method(cfg.method)
+    both = []
+    for names in ([], carried or ["iecl"]):
+        own = copy.deepcopy(cfg)
+        OmegaConf.set_struct(own, False)
+        own.objectives = names
+        choose_objectives(own)
+        own.pop("evaluation", None)
+        both.append(own)
+    return both[0], both[1]
+
+
+def _train_and_evaluate(settings: dict[str, Any], evaluation: dict[str, Any]) -> None:
+    cfg = OmegaConf.create(settings)
+    assert isinstance(cfg, DictConfig)
+    run = pretrain(cfg)
+    evaluate(run, parse_block("evaluation", EvaluationConfig, evaluation))
+
+
+def _child(target: Callable[..., None], args: tuple[Any, ...], errors: Any) -> None:
+    quiet()
+    try:
+        target(*args)
+    except IECLError as error:
+        errors.put(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception:
+        errors.put(traceback.format_exc())
+        sys.exit(1)
+
+
+def in_own_process(target: Callable[..., None], *args: Any) -> None:
+    """Run ``target`` in a fresh process, so that its peak memory is its own.
+
+    Raises:
+        IECLError: what went wrong there.
+    """
+    context = multiprocessing.get_context("spawn")
+    errors = context.Queue()
+    process = context.Process(target=_child, args=(target, args, errors))
+    process.start()
+    try:
+        process.join()
+    except KeyboardInterrupt:
+        process.join()
+        raise
+    if process.exitcode == 130:
+        raise KeyboardInterrupt
+    if process.exitcode:
+        raise IECLError(errors.get(timeout=5) if not errors.empty() else "the run was killed")
+
+
+def table(runs: list[Run]) -> pd.DataFrame:
+    """One row a run, baseline first: accuracy, loss terms, cost, entropy."""
+    rows = []
+    carried, _ = split_method(runs[-1].args["method"])
+    entropy = "H(Z') nats" if "iecl" in carried else "H(Z) nats"
+    for run in runs:
+        result, scores = run.result, read_json(run.folder / EVALUATION)["metrics"]
+        assert result is not None
+        terms = {
+            k.removeprefix("train_").removesuffix("_epoch"): v
+            for k, v in result["metrics"].items()
+            if is_term(k)
+        }
+        rows.append(
+            {
+                "method": result["method"],
+                "k-NN %": scores["knn_acc1"],
+                "linear %": scores["linear_acc1"],
+                entropy: scores["query_entropy"],
+                **terms,
+                "s/step": result["seconds_per_step"],
+                "peak MB": result["peak_memory_bytes"] / 2**20,
+                "parameters": result["parameters"],
+            }
+        )
+    return pd.DataFrame(rows).set_index("method")
+
+
+def draw(runs: list[Run], names: list[str], folder: Path) -> list[Path]:
+    """Curves, and images before and after SAIB where the variant has one; the files written."""
+    curves, images = folder / "curves.png", folder / "saib.png"
+    plot_curves({n: read_metrics(r.folder) for n, r in zip(names, runs, strict=True)}, curves)
+    host = find_host()
+    pretrained = read_pretrained(runs[1].checkpoint)
+    objective: Any = objectives(load_method(pretrained, host).eval()).get("iecl")
+    if objective is None or objective.saib is None:
+        return [curves]
+    torch.manual_seed(pretrained.cfg.seed)
+    _, views, _ = next(iter(pretrain_loader(pretrained.cfg, host)))
+    query = views[objective.views.query[0]][:8]
+    with torch.no_grad():
+        plot_saib(query, objective.saib(query), images)
+    return [curves, images]
+
+
+def record(comparison: Comparison, command: str | None) -> Store:
+    """The pair as a benchmark's store, made anew of what the runs' folders hold.
+
+    Args:
+        comparison: whose runs are trained and evaluated.
+        command: the command line that made them, for the report.
+    """
+    runs, folder = comparison.runs, comparison.folder
+    (folder / STORE).unlink(missing_ok=True)  # it is made of what the runs keep
+    store = Store(folder / STORE)
+    methods = [str(run.args["method"]) for run in runs]
+    seed = runs[0].args["seed"]
+    store.begin(
+        {
+            "name": comparison.title,
+            "question": f"What does {methods[1]} change about {methods[0]}?",
+            "measures": ["knn_acc1", "linear_acc1", "query_entropy"],
+            "arms": {method: {"method": method} for method in methods},
+            "axes": {},
+            "seeds": [seed],
+            "settings": {},
+            "published": [],
+            "command": command,
+            "cells": methods,
+        }
+    )
+    for run, method, against in zip(runs, methods, [None, methods[0]], strict=True):
+        assert run.result is not None
+        row = {"id": method, "data": run.args["data"]["dataset"], "arm": method, "axes": {}}
+        store.claim({**row, "method": method, "against": against, "seed": seed})
+        about = {name: run.result[name] for name in ("seconds", "device", "versions")}
+        measures = read_json(run.folder / EVALUATION)["metrics"]
+        store.finish(method, measures, training_curves(run), config=run.args, **about)
+    return store
+
+
+def compare(cfg: DictConfig) -> Comparison:
+    """Train, evaluate and tabulate a method and its twin; what is done already is not redone.
+
+    Args:
+        cfg: a pretraining configuration of either, and optionally ``evaluation:`` and
+            ``compare.dir``.
+
+    Raises:
+        IECLError: one line for whatever the configuration gets wrong.
+    """
+    OmegaConf.set_struct(cfg, False)
+    protocol = parse_block("evaluation", EvaluationConfig, cfg.get("evaluation"))
+    require(cfg, ["method", "data.dataset", "data.val_path"])
+    choose_objectives(cfg)
+    both = twins(cfg)
+    title = str(both[0].get("name") or both[0].method)
+    folder = Path(OmegaConf.select(cfg, "compare.dir") or Path("compare") / title)
+    host = find_host()
+    runs, given = [], []
+    for own in both:
+        own.pop("compare", None)
+        own.checkpoint = {"enabled": True, "dir": str(folder / "runs"), "frequency": 1}
+        own.name = own.method
+        raw = plain(own)
+        own = complete(own, host)
+        build_model(copy.deepcopy(own), host)  # both are refused before either is trained
+        runs.append(Run(own))
+        given.append(raw)
+    for raw in given:
+        in_own_process(_train_and_evaluate, raw, asdict(protocol))
+    carried, _ = split_method(both[1].method)
+    # one baseline, and a report for each twin that it is compared with
+    report = folder if carried == ["iecl"] else folder / "_".join(carried)
+    report.mkdir(parents=True, exist_ok=True)
+    return Comparison(title, report, runs, table(runs))

@@ -1,0 +1,223 @@
+"""A benchmark's YAML as cells, and a cell as the configuration that ``pretrain`` takes."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from iecl_solo.digits import write_digits
+from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.solo.config import flatten, parse_block, plain
+from iecl_solo.train.compose import compose_pretrain
+
+KINDS = ("training", "cost")
+
+
+@dataclass
+class BenchmarkConfig:
+    """A benchmark: arms x data sets x axes x seeds, and how the runs are evaluated.
+
+    Attributes:
+        name: what its folder is called.
+        question: what it answers, in one sentence.
+        kind: training, or cost (A/B step times, nothing is trained).
+        preset: which of ``presets`` fills in what is not given.
+        presets: by name, values for the keys below.
+        dir: its folder; ``benchmark/<name>-<preset>`` if not given.
+        data: by name: ``config``, a folder of packaged pretraining configs or the path of a YAML;
+            ``overrides``, a list in Hydra's grammar; ``settings`` merged over the configuration;
+            ``digits``, {folder, classes}: scikit-learn's digits are written there and used.
+        settings: merged over the configuration of every run.
+        arms: by name: ``method``, settings merged over the configuration, and optionally
+            ``against``, the arm that it is compared with (the first one if not given, null for
+            none), and ``saib_from``: {arm, data, prob}, whose learned SAIB is an augmentation here.
+        axes: dotted key: its values. Arms are compared within each combination.
+        seeds: a baseline and its twin share one seed's weights, batches and views.
+        measures: what the report tabulates; the first one is what the answer is about.
+        evaluation: see ``iecl_solo.evaluate.protocol``.
+        published: the papers' own figures: data, axes, arm, measure, value, source.
+        rounds: timed steps of each arm, for cost.
+        threads: of torch, so that a row does not depend on the launcher; null leaves it alone.
+        cell: the id of the only cell to run; what launchers hand on.
+    """
+
+    name: str = "???"
+    question: str = "???"
+    kind: str = "training"
+    preset: str = "paper"
+    presets: dict[str, Any] = field(default_factory=dict)
+    dir: str | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    arms: dict[str, Any] = field(default_factory=dict)
+    axes: dict[str, Any] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=list)
+    measures: list[str] = field(default_factory=list)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    published: list[Any] = field(default_factory=list)
+    rounds: int = 20
+    threads: int | None = None
+    cell: str | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid.
+
+    Attributes:
+        id: readable, and different whenever a setting is.
+        data: name of the data set.
+        arm: name of the arm.
+        against: the arm that it is compared with.
+        method: of the registry.
+        axes: this cell's value of each axis.
+        seed: shared by an arm and the one it is compared with.
+        source: id of the cell whose SAIB this one takes, None for most.
+    """
+
+    id: str
+    data: str
+    arm: str
+    against: str | None
+    method: str
+    axes: dict[str, Any]
+    seed: int
+    source: str | None = None
+
+    def row(self) -> dict[str, Any]:
+        """What ``Store.claim`` takes."""
+        return {k: v for k, v in asdict(self).items() if k != "source"}
+
+
+def read_benchmark(cfg: Mapping[str, Any] | DictConfig) -> BenchmarkConfig:
+    """Check a benchmark's YAML, the chosen preset filled in.
+
+    What is given at the top level, in the YAML or on the command line, is merged over the preset.
+
+    Raises:
+        IECLError: one line: the key, what was given, what is allowed, the nearest valid name.
+
+    Example:
+        >>> benchmark = read_benchmark({
+        ...     "name": "b", "question": "?", "preset": "smoke",
+        ...     "presets": {"smoke": {"seeds": [0, 1], "settings": {"max_epochs": 2}}},
+        ...     "data": {"digits": {"config": "digits"}}, "measures": ["knn_acc1"],
+        ...     "arms": {"simclr": {"method": "simclr"}}, "settings": {"max_epochs": 3}})
+        >>> benchmark.seeds, benchmark.settings
+        ([0, 1], {'max_epochs': 3})
+    """
+    given = dict(plain(cfg))
+    presets, preset = given.get("presets") or {}, given.get("preset", BenchmarkConfig.preset)
+    if presets and preset not in presets:
+        raise unknown_name("preset", preset, presets)
+    own = {k: v for k, v in given.items() if v not in (None, "???") and k != "presets"}
+    merged = OmegaConf.merge(presets.get(preset) or {}, own)
+    benchmark = parse_block("benchmark", BenchmarkConfig, plain(merged))
+    for key in ("name", "question", "arms", "data", "seeds", "measures"):
+        if getattr(benchmark, key) in ("???", {}, []):
+            raise IECLError(f"{key}: no value is given (preset {preset})")
+    if benchmark.kind not in KINDS:
+        raise unknown_name("kind", benchmark.kind, KINDS)
+    # a key with dots in the YAML is a nested one on the command line, where the later counts
+    benchmark.axes = flatten(benchmark.axes)
+    for key, values in benchmark.axes.items():
+        if not isinstance(values, list) or not values:
+            raise IECLError(f"axes.{key}: {values!r} is not a list of values")
+    for name, data in benchmark.data.items():
+        if not isinstance(data, dict) or "config" not in data:
+            raise IECLError(f"data.{name}: no config is given")
+    for name, arm in benchmark.arms.items():
+        if not isinstance(arm, dict) or "method" not in arm:
+            raise IECLError(f"arms.{name}: no method is given")
+        other = arm.get("against")
+        if other is not None and other not in benchmark.arms:
+            raise IECLError(f"arms.{name}.against: {unknown_name('arm', other, benchmark.arms)}")
+    benchmark.dir = benchmark.dir or f"benchmark/{benchmark.name}-{benchmark.preset}"
+    return benchmark
+
+
+def cells(benchmark: BenchmarkConfig) -> list[Cell]:
+    """All cells, those that others depend on first."""
+    found: dict[tuple[Any, ...], Cell] = {}
+    baseline = next(iter(benchmark.arms))
+    arms = sorted(benchmark.arms.items(), key=lambda item: "saib_from" in item[1])
+    combinations = list(itertools.product(*benchmark.axes.values()))
+    for seed, (arm, block), data, values in itertools.product(
+        benchmark.seeds, arms, benchmark.data, combinations
+    ):
+        axes = dict(zip(benchmark.axes, values, strict=True))
+        source = None
+        if "saib_from" in block:
+            wanted = (seed, block["saib_from"]["arm"], block["saib_from"]["data"], values)
+            if wanted not in found:
+                raise IECLError(f"arms.{arm}.saib_from: no arm {wanted[1]} on data {wanted[2]}")
+            source = found[wanted].id
+        against = block.get("against", baseline if arm != baseline else None)
+        cell = Cell(
+            _id(benchmark, arm, data, axes, seed),
+            data,
+            arm,
+            against,
+            block["method"],
+            axes,
+            seed,
+            source,
+        )
+        found[seed, arm, data, values] = cell
+    return list(found.values())
+
+
+def _id(benchmark: BenchmarkConfig, arm: str, data: str, axes: Mapping[str, Any], seed: int) -> str:
+    settings = (benchmark.settings, benchmark.arms[arm], benchmark.data[data], axes, seed)
+    digest = hashlib.sha256(
+        json.dumps([*settings, benchmark.evaluation, benchmark.kind], sort_keys=True).encode()
+    )
+    short = [f"{key.rpartition('.')[2]}{value}" for key, value in axes.items()]
+    words = "-".join([data, arm, *short, f"seed{seed}"])
+    return f"{re.sub(r'[^A-Za-z0-9.-]+', '_', words)}-{digest.hexdigest()[:8]}"
+
+
+def write_data(benchmark: BenchmarkConfig) -> None:
+    """Write the data sets that can be made here, unless they are there."""
+    for data in benchmark.data.values():
+        if "digits" in data:
+            write_digits(data["digits"]["folder"], classes=data["digits"].get("classes"))
+
+
+def configuration(benchmark: BenchmarkConfig, cell: Cell) -> DictConfig:
+    """The cell's pretraining configuration, as composed: packaged or own, then what is set.
+
+    Settings are merged in this order: the data set's, the benchmark's, the axes', the arm's.
+
+    Raises:
+        IECLError: one line, when it cannot be composed.
+    """
+    data = benchmark.data[cell.data]
+    config, overrides = str(data["config"]), list(data.get("overrides") or [])
+    try:
+        cfg = compose_pretrain(config, cell.method, overrides)
+    except IECLError as error:
+        raise IECLError(f"data.{cell.data}.config: {error}") from None
+    except Exception as error:  # Hydra's are many
+        cause = " ".join(str(error.__cause__ or error).split())
+        raise IECLError(f"cell {cell.id}: {cause}") from None
+    OmegaConf.set_struct(cfg, False)
+    arm = dict(benchmark.arms[cell.arm])
+    arm.pop("against", None)
+    arm.pop("saib_from", None)
+    made = {}
+    if "digits" in data:
+        folder = data["digits"]["folder"]
+        made = {"data.train_path": f"{folder}/train", "data.val_path": f"{folder}/test"}
+    for block in (made, data.get("settings") or {}, benchmark.settings, cell.axes, arm):
+        for key, value in flatten(block).items():
+            OmegaConf.update(cfg, key, value, force_add=True)
+    cfg.seed = cell.seed
+    return cfg

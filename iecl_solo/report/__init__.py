@@ -1,0 +1,1 @@
+"""What a store's rows say: statistics, tables, figures, one page."""

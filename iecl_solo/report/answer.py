@@ -1,0 +1,215 @@
+"""A report's first sentence: what the seeds show, and no more."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from iecl_solo.report.results import (
+    BATCH_SIZE,
+    Results,
+    cost_rows,
+    count,
+    groups,
+    listed,
+    slopes,
+)
+from iecl_solo.report.statistics import (
+    MIN_SEEDS,
+    Difference,
+    caution,
+    holm,
+    paired_difference,
+    pairs,
+    summarize,
+    summary_table,
+)
+from iecl_solo.report.tables import better, interval, is_cost, name, number, p_value, unit
+
+#: What step time and peak memory may be of the baseline's.
+BAR = 1.05
+
+
+def state(results: Results) -> str:
+    """How much of the grid is there, in words; empty when all of it is."""
+    n = Counter(results.cells["status"])
+    total = len(results.cells) + len(results.missing)
+    if n["done"] == total:
+        return ""
+    parts = [f"{n['done']} of {count(total, 'run')} done"]
+    parts += [f"{n['failed']} failed"] if n["failed"] else []
+    parts += [f"{n['running']} running or interrupted"] if n["running"] else []
+    parts += [f"{len(results.missing)} not started"] if results.missing else []
+    return ", ".join(parts)
+
+
+def overall(results: Results, measure: str) -> list[tuple[str, str, int, Difference, float]]:
+    """Each arm's difference over all settings: each seed's mean over settings, then over seeds.
+
+    Returns:
+        (arm, against, settings, difference, Holm's p); a seed counts if it has every setting that
+        the arm has.
+    """
+    both = pairs(results.of(measure), ["setting"])
+    found: list[tuple[str, str, int, Difference]] = []
+    for (arm, other), group in both.groupby(["arm", "against"], sort=False):
+        wide = group.assign(d=group["value"] - group["baseline"])
+        wide = wide.pivot_table(index="seed", columns="setting", values="d").dropna()
+        per_seed = wide.mean(axis=1).to_numpy()
+        difference = paired_difference(per_seed, np.zeros(len(per_seed)))
+        found.append((str(arm), str(other), wide.shape[1], difference))
+    found.sort(key=lambda row: results.arms.index(row[0]))
+    corrected = holm([row[3].p for row in found])
+    return [(*row, float(p)) for row, p in zip(found, corrected, strict=True)]
+
+
+def _amount(measure: str, difference: Difference) -> str:
+    points = " points" if unit(measure) == "%" else f" {unit(measure)}" if unit(measure) else ""
+    words = f"{number(measure, difference.mean, difference.sd, sign=True)}{points}"
+    if math.isfinite(difference.low):
+        words += f" (95 % interval {interval(measure, difference, sign=True)})"
+    return words
+
+
+def _p(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p_value(p)}"
+
+
+def _called(arm: str) -> str:
+    return f"“{arm}”" if "," in arm else arm
+
+
+def _over(settings: int) -> str:
+    return f", averaged over {settings} settings" if settings > 1 else ""
+
+
+def _answer_of_one(
+    measure: str, arm: str, other: str, settings: int, difference: Difference, p: float
+) -> str:
+    seeds = count(difference.n, "seed")
+    if not difference.n:
+        return f"No seed of {arm} and {other} has every setting yet."
+    if why := caution(difference, p):
+        if difference.n >= MIN_SEEDS:
+            seeds += f" ({_p(p) if math.isfinite(p) else why})"
+        return (
+            f"No difference can be told from {seeds}: in {name(measure)} {arm} stands at "
+            f"{_amount(measure, difference)} from {other}{_over(settings)}."
+        )
+    up, down = ("ahead of", "behind") if better(measure) else ("above", "below")
+    return (
+        f"{arm} is {up if difference.mean > 0 else down} {other} in {name(measure)} by "
+        f"{_amount(measure, difference)}{_over(settings)}; {seeds}, paired t, {_p(p)}."
+    )
+
+
+def _answer_of_many(measure: str, rows: Sequence[tuple[str, str, int, Difference, float]]) -> str:
+    told = [row for row in rows if not caution(row[3], row[4])]
+    up = [_called(row[0]) for row in told if row[3].mean > 0]
+    down = [_called(row[0]) for row in told if row[3].mean < 0]
+    rest = [_called(row[0]) for row in rows if row not in told]
+    seeds = sorted({row[3].n for row in rows})
+    n = count(seeds[-1], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    largest = max(rows, key=lambda row: abs(row[3].mean) if row[3].n else -1.0)
+    far = f"the largest difference is {_amount(measure, largest[3])}, {_called(largest[0])}"
+    far += _over(largest[2])
+    if not told:
+        return (
+            f"No difference can be told from {n}: in {name(measure)} none of {len(rows)} arms can "
+            f"be told from its baseline; {far}."
+        )
+    bases = {row[1] for row in rows}
+
+    def from_(arms: Sequence[str]) -> str:
+        if len(bases) == 1:
+            return _called(next(iter(bases)))
+        return "its baseline" if len(arms) == 1 else "their baselines"
+
+    above, below = ("ahead of", "behind") if better(measure) else ("above", "below")
+    parts = [
+        f"{listed(arms)} {'is' if len(arms) == 1 else 'are'} {where} {from_(arms)}"
+        for arms, where in ((up, above), (down, below))
+        if arms
+    ]
+    if rest:
+        parts.append(f"{listed(rest)} cannot be told from {from_(rest)}")
+    return f"In {name(measure)}, {', '.join(parts)}; {far} ({n}, paired t, Holm-corrected)."
+
+
+def _trend(results: Results, measure: str, row: tuple[str, str, int, Difference, float]) -> str:
+    """What the batch size does to the only difference, where it is an axis."""
+    if BATCH_SIZE not in results.axes:
+        return ""
+    sizes = {i: x for values in groups(results, BATCH_SIZE).values() for x, i in values if x > 0}
+    slope = slopes(results, measure, sizes).get(row[:2])
+    if slope is None:
+        return ""
+    if caution(slope, slope.p):
+        words = "no change of it with the batch size can be told"
+    else:
+        words = f"it {'rises' if slope.mean > 0 else 'falls'} with the batch size"
+    return f"; {words}: {_amount(measure, slope)} per doubling"
+
+
+def _answer_of_cost(results: Results) -> str:
+    rows = cost_rows(results)
+    arms = [arm for arm in results.arms if arm in {row["arm"] for row in rows}]
+    worst = {
+        arm: {
+            key: max((r[key] for r in rows if r["arm"] == arm and r[key] == r[key]), default=None)
+            for key in ("time_ratio", "memory_ratio")
+        }
+        for arm in arms
+        if results.against.get(arm) is not None
+    }
+    words = []
+    for arm, ratios in worst.items():
+        parts = [
+            f"{ratios[key]:.3f} × the {what}"
+            for key, what in (("time_ratio", "step time"), ("memory_ratio", "peak memory"))
+            if ratios[key] is not None
+        ]
+        above = any(ratio is not None and ratio > BAR for ratio in ratios.values())
+        if parts:
+            words.append(
+                f"{_called(arm)} takes {' and '.join(parts)} ({'above' if above else 'within'})"
+            )
+    if not words:
+        return "No ratio to a baseline has been measured."
+    sentence = f"Against a bar of {BAR} × the baseline, {listed(words, most=8)}"
+    return f"{sentence}; the largest over all settings and devices."
+
+
+def answer(results: Results) -> str:
+    """One sentence, with its interval, that claims no more than the seeds show."""
+    progress = state(results)
+    done = int((results.cells["status"] == "done").sum())
+    total = len(results.cells) + len(results.missing)
+    so_far = f"So far ({done} of {count(total, 'run')}): " if progress else ""
+    measure = results.primary
+    if results.runs.empty or measure is None:
+        return f"Nothing can be said yet: {progress or 'the store holds no run'}."
+    if is_cost(measure):
+        return so_far + _answer_of_cost(results)
+    if results.of(measure).empty:
+        return so_far + f"no run has measured {name(measure)}, which the question is about."
+    if rows := overall(results, measure):
+        if len(rows) == 1:
+            sentence = _answer_of_one(measure, *rows[0]).removesuffix(".")
+            return so_far + sentence + _trend(results, measure, rows[0]) + "."
+        return so_far + _answer_of_many(measure, rows)
+    table = summary_table(results.of(measure), ["setting"])
+    table = table.dropna(subset=["mean"]).sort_values("mean")
+    if table.empty:
+        return so_far + f"no run has a finite {name(measure)}."
+    best = table.iloc[-1]
+    summary = summarize(results.values(measure, best["setting"], best["arm"]))
+    where = f" (95 % interval {interval(measure, summary)})" if summary.n > 1 else ""
+    return so_far + (
+        f"no run and its baseline are both there, so no difference is tested; the highest "
+        f"{name(measure)} is {number(measure, summary.mean, summary.sd)}{where}, {best['arm']}, "
+        f"{count(summary.n, 'seed')}."
+    )

@@ -1,0 +1,258 @@
+"""A store's rows, put in the order and the words of a report."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from iecl_solo.experiments.store import Store
+from iecl_solo.report import figures
+from iecl_solo.report.figures import Look
+from iecl_solo.report.statistics import Difference, difference_table, paired_difference, pairs
+from iecl_solo.report.tables import better, is_cost
+
+BATCH_SIZE = "optimizer.batch_size"
+
+#: Columns of ``Store.cells`` that are no axis of the grid.
+_COLUMNS = (
+    *("id", "data", "arm", "against", "method", "seed", "status", "error", "owner", "heartbeat"),
+    *("seconds", "device", "config", "versions", "command"),
+)
+
+
+def text(value: Any) -> str:
+    """A setting's value, short.
+
+    Example:
+        >>> [text(v) for v in (128.0, 0.05, None, "sgd", [1, 2], float("nan"))]
+        ['128', '0.05', '–', 'sgd', '[1, 2]', '–']
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, (float, np.floating)):
+        return f"{value:g}"
+    return str(value) if isinstance(value, (str, int, np.integer)) else json.dumps(value)
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """A frame's rows as mappings."""
+    return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
+
+
+def count(n: int, noun: str) -> str:
+    """``1 seed``, ``3 seeds``."""
+    return f"{n} {noun}{'s' * (n != 1)}"
+
+
+def listed(words: Sequence[str], most: int = 4) -> str:
+    """Words as prose lists them.
+
+    Example:
+        >>> listed(["a", "b", "c"]), listed(list("abcdef"))
+        ('a, b and c', 'a, b, c, d and 2 more')
+    """
+    if len(words) > most + 1:
+        words = [*words[:most], f"{len(words) - most} more"]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def slug(words: str) -> str:
+    """A file's name, and an id in a page."""
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-") or "x"
+
+
+@dataclass(frozen=True)
+class Results:
+    """A store's rows, those of the grid as it was last asked for.
+
+    Attributes:
+        meta: what the runner recorded of the benchmark.
+        cells: one row a run, in the grid's order; ``setting`` is an index into ``settings``.
+        runs: finished runs in long form: arm, against, seed, setting, device, measure, value.
+        curves: the same over epochs: arm, seed, setting, name, epoch, value.
+        axes: the grid's axes, by dotted key.
+        settings: data set and value of each axis, as shown; all that a comparison shares but the
+            seed.
+        arms: in the order of the benchmark.
+        missing: ids of the grid without a row.
+    """
+
+    meta: dict[str, Any]
+    cells: pd.DataFrame
+    runs: pd.DataFrame
+    curves: pd.DataFrame
+    axes: list[str]
+    settings: list[tuple[str, ...]]
+    arms: list[str]
+    missing: list[str]
+
+    @cached_property
+    def against(self) -> dict[str, str | None]:
+        """What each arm is compared with."""
+        pair = self.cells.drop_duplicates("arm")
+        both = zip(pair["arm"], pair["against"], strict=True)
+        return {arm: other if isinstance(other, str) else None for arm, other in both}
+
+    @cached_property
+    def looks(self) -> dict[str, Look]:
+        """How each arm is drawn."""
+        return figures.looks(self.arms, self.against)
+
+    @cached_property
+    def configured(self) -> pd.DataFrame:
+        """The cells whose completed configuration is known."""
+        known = [isinstance(config, dict) for config in self.cells["config"]]
+        return self.cells.loc[np.array(known, dtype=bool)]
+
+    @cached_property
+    def measures(self) -> list[str]:
+        """What is tabulated, the primary one first: as the benchmark says, of what there is."""
+        there = set(self.runs["measure"])
+        asked = [m for m in self.meta.get("measures") or [] if m in there]
+        return asked or sorted((m for m in there if better(m) > 0), key=lambda m: "/" in m)
+
+    @property
+    def primary(self) -> str | None:
+        """The measure that the answer is about: the benchmark's first, there yet or not."""
+        asked = self.meta.get("measures") or self.measures
+        return asked[0] if asked else None
+
+    @property
+    def seeds(self) -> int:
+        """Seeds of the grid."""
+        return len(self.meta.get("seeds") or self.cells["seed"].unique())
+
+    def of(self, measure: str) -> pd.DataFrame:
+        """The runs' values of one measure."""
+        return self.runs[self.runs["measure"] == measure]
+
+    def values(self, measure: str, setting: int, arm: str) -> pd.Series:
+        """Its values over the seeds of one arm in one setting."""
+        runs = self.of(measure)
+        return runs[(runs["setting"] == setting) & (runs["arm"] == arm)]["value"]
+
+    def differences(self, measure: str) -> pd.DataFrame:
+        """``difference_table`` of one measure, in the grid's order."""
+        table = difference_table(self.of(measure), ["setting"])
+        order = table["arm"].map(self.arms.index) if len(table) else None
+        return table.assign(order=order).sort_values(["setting", "order"], ignore_index=True)
+
+    def axis_name(self, key: str) -> str:
+        """The axis's last word, or its whole key where another ends alike."""
+        last = key.rpartition(".")[2]
+        alone = sum(axis.rpartition(".")[2] == last for axis in self.axes) == 1
+        return last.replace("_", " ") if alone else key
+
+    @property
+    def setting_head(self) -> list[str]:
+        """Headings of a setting's columns."""
+        return ["data", *map(self.axis_name, self.axes)]
+
+    def setting_text(self, setting: int, varying: bool = False) -> str:
+        """A setting in words; with ``varying`` only what differs between settings."""
+        values = self.settings[setting]
+        parts = []
+        for i, (head, value) in enumerate(zip(self.setting_head, values, strict=True)):
+            if varying and len({other[i] for other in self.settings}) == 1:
+                continue
+            parts.append(f"{head} {value}" if i else value)
+        return ", ".join(parts)
+
+    def setting_columns(self, setting: int) -> dict[str, str]:
+        """A setting's columns in a CSV, by full key."""
+        return dict(zip(["data", *self.axes], self.settings[setting], strict=True))
+
+
+def read(store: Store) -> Results:
+    """Everything in a store that is of the current grid; nothing need be there."""
+    meta, cells = store.meta(), store.cells()
+    wanted = meta.get("cells")
+    missing: list[str] = []
+    if wanted is not None:
+        place = {cell: i for i, cell in enumerate(wanted)}
+        missing = [cell for cell in wanted if cell not in set(cells["id"])]
+        cells = cells[cells["id"].isin(place)]
+        cells = cells.sort_values("id", key=lambda ids: ids.map(place))
+    axes = [axis for axis in meta.get("axes") or {} if axis in cells or cells.empty]
+    others = (c for c in cells.columns if c not in (*_COLUMNS, *axes))
+    axes += [c for c in others if cells[c].notna().any()]
+    keys = [(str(row["data"]), *(text(row.get(axis)) for axis in axes)) for row in records(cells)]
+    settings = list(dict.fromkeys(keys))
+    cells = cells.assign(setting=[settings.index(key) for key in keys])
+    present = list(dict.fromkeys(cells["arm"]))
+    arms = [arm for arm in meta.get("arms") or {} if arm in present]
+    arms += [arm for arm in present if arm not in arms]
+    done = cells[cells["status"] == "done"]
+    done = done[["id", "arm", "against", "seed", "setting", "device"]].rename(
+        columns={"id": "cell"}
+    )
+    runs = done.merge(store.metrics().rename(columns={"name": "measure"}), on="cell")
+    curves = done.merge(store.curves(), on="cell")
+    for frame in (runs, curves):
+        frame["value"] = pd.to_numeric(frame["value"]).astype("float64")
+    return Results(meta, cells, runs, curves, axes, settings, arms, missing)
+
+
+def groups(results: Results, axis: str) -> dict[tuple[str, ...], list[tuple[float, int]]]:
+    """(value of an axis, setting) by what else a setting is; numeric values only, ascending."""
+    column = 1 + results.axes.index(axis)
+    found: dict[tuple[str, ...], list[tuple[float, int]]] = {}
+    for i, setting in enumerate(results.settings):
+        try:
+            value = float(setting[column])
+        except ValueError:
+            continue
+        found.setdefault(setting[:column] + setting[column + 1 :], []).append((value, i))
+    return {rest: sorted(values) for rest, values in found.items()}
+
+
+def slopes(
+    results: Results, measure: str, sizes: Mapping[int, float]
+) -> dict[tuple[str, str], Difference]:
+    """How a paired difference changes when the batch size doubles.
+
+    Args:
+        results: the rows.
+        measure: what the difference is of.
+        sizes: batch size by setting; settings of one size are averaged first.
+
+    Returns:
+        By arm and baseline: per seed the least-squares slope over log2 of the size, then its mean
+        over the seeds that have every size; an arm with fewer than two sizes is left out.
+    """
+    both = pairs(results.of(measure), ["setting"])
+    both = both[both["setting"].isin(sizes)]
+    both = both.assign(d=both["value"] - both["baseline"], size=both["setting"].map(sizes))
+    found = {}
+    for (arm, other), group in both.groupby(["arm", "against"], sort=False):
+        wide = group.pivot_table(index="seed", columns="size", values="d").dropna()
+        if len(wide) and wide.shape[1] > 1:
+            x = np.log2(wide.columns.to_numpy(dtype=float))
+            each = np.polyfit(x, wide.to_numpy().T, 1)[0]
+            found[str(arm), str(other)] = paired_difference(each, np.zeros(len(each)))
+    return found
+
+
+def cost_rows(results: Results) -> list[dict[str, Any]]:
+    """Medians over runs of every cost measure, by setting, arm and device."""
+    runs = results.runs[results.runs["measure"].map(is_cost).astype(bool)]
+    if runs.empty:
+        return []
+    runs = runs.assign(device=runs["device"].fillna("–"))
+    wide = runs.pivot_table(
+        index=["setting", "arm", "device"], columns="measure", values="value", aggfunc="median"
+    ).reset_index()
+    wide = wide.assign(order=[results.arms.index(arm) for arm in wide["arm"]])
+    wide = wide.sort_values(["device", "setting", "order"]).drop(columns="order")
+    wanted = ["time_ratio", "memory_ratio", "time_ratio_low", "time_ratio_high"]
+    return records(wide.reindex(columns=[*wide.columns, *(w for w in wanted if w not in wide)]))

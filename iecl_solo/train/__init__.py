@@ -1,0 +1,1 @@
+"""A run: its configuration completed, trained, its folder and its logs."""

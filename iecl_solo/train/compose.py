@@ -1,0 +1,64 @@
+"""Configurations by name: the packaged ones, or a YAML of one's own, composed by Hydra."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from iecl_solo.errors import IECLError, unknown_name
+
+PACKAGED = "pkg://iecl_solo.configs"
+
+
+def packaged_configs(folder: str) -> list[str]:
+    """Names that ``--config-name`` takes for a command whose configs are in ``folder``."""
+    root = Path(str(files("iecl_solo.configs"))) / folder
+    names = (p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
+    return sorted(name for name in names if name.rpartition("/")[2] != "base")
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Hydra anew within one of Hydra's own jobs."""
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().clear()
+        if outer is not None:
+            GlobalHydra.instance().initialize(outer)
+
+
+def compose_pretrain(config: str, method: str, overrides: list[str]) -> DictConfig:
+    """A pretraining configuration, as composed by Hydra; also from within one of Hydra's jobs.
+
+    Args:
+        config: a folder of packaged pretraining configurations ("cifar"), or the path of a YAML.
+        method: picks one in that folder; a YAML names its own.
+        overrides: in Hydra's grammar.
+
+    Raises:
+        IECLError: one line, when there is no such configuration or file.
+    """
+    path = Path(config).expanduser().resolve()
+    source: initialize_config_dir | initialize_config_module
+    with _own_hydra():
+        if path.suffix in (".yaml", ".yml"):
+            if not path.is_file():
+                raise IECLError(f"{config}: no such file")
+            source, name = initialize_config_dir(str(path.parent), version_base="1.3"), path.stem
+        else:
+            packaged = packaged_configs("pretrain")
+            if f"{config}/{method}" not in packaged:
+                raise unknown_name("config", f"{config}/{method}", packaged)
+            source = initialize_config_module("iecl_solo.configs", version_base="1.3")
+            name = f"pretrain/{config}/{method}"
+        with source:
+            return compose(name, overrides=overrides)

@@ -1,0 +1,64 @@
+"""What a run logged, read back from its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from iecl_solo.solo.registry import OBJECTIVES
+from iecl_solo.train.run import Run
+
+
+def read_metrics(run: Path) -> pd.DataFrame:
+    """All that the CSV logger wrote for a run, its interruptions included, one row an epoch."""
+    logs = sorted(run.glob("logs/version_*/metrics.csv"), key=lambda p: p.stat().st_mtime)
+    frames = [pd.read_csv(path) for path in logs if path.stat().st_size > 0]
+    if not frames:
+        return pd.DataFrame()
+    # an epoch that was begun twice is taken from the run that finished it
+    return pd.concat(frames).groupby("epoch").last().sort_index()
+
+
+def read_monitor(run: Path) -> pd.DataFrame:
+    """What ``EntropyMonitor`` wrote for a run, an epoch a row, less its clock and single layers."""
+    path = run / "monitor.csv"
+    if not path.is_file():
+        return pd.DataFrame()
+    frame = pd.read_csv(path).set_index("epoch").drop(columns="monitor_seconds")
+    return frame[[column for column in frame if "/" not in str(column)]]
+
+
+def is_term(column: str) -> bool:
+    """Whether a logged value is an objective's, its mean over an epoch."""
+    prefixes = tuple(f"train_{objective.name}_" for objective in OBJECTIVES)
+    return column.startswith(prefixes) and column.endswith("_epoch")
+
+
+def host_loss(metrics: pd.DataFrame) -> str | None:
+    """The column of the host's own loss, whatever it calls it."""
+    names = [c for c in metrics.columns if c.endswith(("_loss_epoch", "_sim_epoch"))]
+    own = [
+        c for c in names if not c.startswith(("train_class", "train_momentum")) and not is_term(c)
+    ]
+    return own[0] if own else None
+
+
+def training_curves(run: Run) -> list[tuple[int, str, float]]:
+    """What a run logged, as (epoch, name, value): the host's loss under one name for all hosts."""
+    out: list[tuple[int, str, float]] = []
+    metrics = read_metrics(run.folder)
+    loss = host_loss(metrics)
+    for column in metrics.columns:
+        name = str(column).removeprefix("train_").removesuffix("_epoch")
+        if column == loss:
+            name = "host_loss"
+        elif column in ("train_acc1_epoch", "val_acc1"):
+            name = str(column).removesuffix("_epoch")
+        elif not (str(column).endswith("_epoch") and name.startswith(("iecl_", "climb_"))):
+            continue
+        out += [(int(e), name, float(v)) for e, v in metrics[column].dropna().items()]  # type: ignore[call-overload]
+    monitor = read_monitor(run.folder)
+    for column in monitor.columns:
+        out += [(int(e), str(column), float(v)) for e, v in monitor[column].dropna().items()]  # type: ignore[call-overload]
+    return out

@@ -1,0 +1,187 @@
+"""Bad input: one line that says what was given and what is allowed, a code, and nothing written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from support import image_folder, raw_config
+
+from iecl_solo.cli.main import main
+from iecl_solo.train.fit import pretrain
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Good data, bad data, a finished run of the host alone, and broken copies of it."""
+    root = tmp_path_factory.mktemp("world")
+    good = image_folder(root / "good", images=4)
+    image_folder(root / "bad_image", images=4)
+    (root / "bad_image/class2/3.png").write_bytes(b"\x89PNG but no more")
+    image_folder(root / "empty_class", images=4)
+    (root / "empty_class/class9").mkdir()
+    (root / "no_classes").mkdir()
+    (root / "configs").mkdir()
+    (root / "configs/broken.yaml").write_text("method: simclr\n  optimizer: [\n")
+    raw = raw_config("simclr", good, data__val_path=str(good), max_epochs=1)
+    raw["checkpoint"]["dir"] = str(root / "runs")
+    raw["optimizer"]["batch_size"] = 4
+    run = pretrain(OmegaConf.create(raw))
+    whole = run.checkpoint.read_bytes()
+    for name, content in (("cut", whole[: len(whole) // 2]), ("text", b"no checkpoint")):
+        (root / name).mkdir()
+        (root / name / "run.ckpt").write_bytes(content)
+        (root / name / "args.json").write_text((run.folder / "args.json").read_text())
+    (root / "alone").mkdir()
+    (root / "alone/run.ckpt").write_bytes(whole)
+    (root / "other").mkdir()
+    torch.save({"weights": 1}, root / "other/run.ckpt")
+    (root / "other/args.json").write_text("{}")
+    args = json.loads((run.folder / "args.json").read_text())
+    args["backbone"]["name"] = "resnet18"
+    (root / "wrong").mkdir()
+    (root / "wrong/run.ckpt").write_bytes(whole)
+    (root / "wrong/args.json").write_text(json.dumps(args))
+    return root
+
+
+TRAIN = [
+    *("pretrain", "--config-name", "digits/iecl_simclr"),
+    *("data.train_path=good", "data.val_path=null", "data.num_workers=0", "precision=32-true"),
+    *("backbone.name=timm/test_resnet", "~backbone.kwargs", "accelerator=cpu"),
+    "devices=1",
+    *("optimizer.batch_size=4", "max_epochs=1", "checkpoint.dir=new"),
+]
+COMPARE = ["compare", *TRAIN[1:-1], "data.val_path=good", "compare.dir=new"]
+KNN = ["knn", "--config-name", "default"]
+LINEAR = [
+    *("linear", "--config-name", "digits", "data.train_path=good", "data.val_path=good"),
+    *("backbone.name=timm/test_resnet", "max_epochs=1", "optimizer.batch_size=4"),
+]
+RUN = "runs/simclr/simclr"
+
+#: What is typed, and what the one line must say: given, allowed, nearest.
+CASES: list[tuple[list[str], list[str]]] = [
+    (["pretran"], ["unknown command 'pretran'", "did you mean 'pretrain'"]),
+    (["pretrain"], ["--config-name is missing"]),
+    (
+        ["pretrain", "--config-name", "digits/iecl_simclrr"],
+        ["'digits/iecl_simclrr'", "did you mean 'digits/iecl_simclr'"],
+    ),
+    (["pretrain", "--config-path", "nowhere", "--config-name", "a"], ["nowhere: no such folder"]),
+    (["pretrain", "--config-path", "configs", "--config-name", "brokn"], ["did you mean 'broken'"]),
+    (["pretrain", "--config-path", "configs", "--config-name", "broken"], ["broken.yaml"]),
+    ([*TRAIN, "method=iecl_simclrr"], ["'iecl_simclrr'", "did you mean 'iecl_simclr'"]),
+    ([*TRAIN, "method=iecl_linear"], ["iecl_linear", "refused", "frozen backbone"]),
+    ([*TRAIN, "optimizer.lrr=1"], ["optimizer.lrr", "did you mean 'lr'"]),
+    ([*TRAIN, "optimizer.lr"], ["optimizer.lr"]),
+    ([*TRAIN, "iecl.betta=1"], ["iecl.betta", "did you mean 'beta'", "Allowed: beta, lambda"]),
+    ([*TRAIN, "iecl.saib.patchsize=4"], ["iecl.saib.patchsize", "did you mean 'patch_size'"]),
+    ([*TRAIN, "iecl.lambda=abc"], ["iecl.lambda", "'abc'"]),
+    ([*TRAIN, "iecl.beta=-1"], ["iecl.beta", "-1.0", "at least 0"]),
+    ([*TRAIN, "iecl.saib.patch_size=5"], ["patch_size", "5", "32", "4"]),
+    ([*TRAIN, "iecl.saib.activation=gelo"], ["'gelo'", "did you mean 'gelu'"]),
+    ([*TRAIN, "iecl.saib.variant=papr"], ["'papr'", "did you mean 'paper'"]),
+    ([*TRAIN, "iecl.entropy.estimator=codingrate"], ["'codingrate'", "'coding_rate'"]),
+    ([*TRAIN, "iecl.placement=left"], ["iecl.placement", "'left'", "none, query"]),
+    ([*TRAIN, "iecl.query_views=[0,1]"], ["query_views", "[0, 1]", "no anchor"]),
+    ([*TRAIN, "iecl.kl.covariance=ful"], ["iecl.kl.covariance", "did you mean 'full'"]),
+    ([*TRAIN, "backbone.name=resnet19"], ["'resnet19'", "did you mean 'resnet18'"]),
+    ([*TRAIN, "backbone.name=timm/resnet19"], ["'timm/resnet19'", "did you mean 'timm/resnet1"]),
+    (
+        [*TRAIN, "backbone.name=timm/test_vit", "+backbone.kwargs.small_stem=true"],
+        ["timm/test_vit", "patch_size and img_size"],
+    ),
+    ([*TRAIN, "+backbone.kwargs.dept=3"], ["timm/test_resnet", "dept"]),
+    ([*TRAIN, "data.dataset=cifr10"], ["data.dataset", "'cifr10'", "did you mean 'cifar10'"]),
+    ([*TRAIN, "data.train_path=nowhere"], ["data.train_path: nowhere: no such folder"]),
+    ([*TRAIN, "data.val_path=nowhere"], ["data.val_path: nowhere: no such folder"]),
+    ([*TRAIN, "data.train_path=empty_class"], ["class9", "holds no image"]),
+    ([*TRAIN, "data.train_path=no_classes"], ["no_classes", "<class>/<image>"]),
+    ([*TRAIN, "data.train_path=bad_image"], ["3.png", "does not decode"]),
+    ([*TRAIN, "optimizer.batch_size=1"], ["optimizer.batch_size", "1", "from 2 up"]),
+    ([*TRAIN, "optimizer.batch_size=64"], ["optimizer.batch_size", "64", "12 images"]),
+    ([*TRAIN, "optimizer.name=sdg"], ["optimizer.name", "'sdg'", "did you mean 'sgd'"]),
+    ([*TRAIN, "optimizer.lr=fast"], ["optimizer.lr", "'fast'"]),
+    ([*TRAIN, "scheduler.name=cosine"], ["scheduler.name", "'warmup_cosine'"]),
+    ([*TRAIN, "max_epochs=0"], ["max_epochs", "0", "from 1 up"]),
+    ([*TRAIN, "method_kwargs.temperature=null"], ["temperature"]),
+    ([*TRAIN, "resume_from_checkpoint=cut/run.ckpt"], ["cut/run.ckpt", "cannot be read"]),
+    ([*COMPARE, "evaluation.knn.distence=cosine"], ["evaluation.knn.distence", "'distance'"]),
+    ([*COMPARE, "data.val_path=null"], ["data.val_path", "no value"]),
+    ([*COMPARE, "iecl.saib.patch_size=7"], ["patch_size", "7"]),
+    ([*KNN, "pretrained_feature_extractor=nowhere.ckpt"], ["nowhere.ckpt", "no such file"]),
+    ([*KNN, "pretrained_feature_extractor=cut"], ["cut", "cannot be read"]),
+    ([*KNN, "pretrained_feature_extractor=text"], ["text", "cannot be read"]),
+    ([*KNN, "pretrained_feature_extractor=other"], ["no 'state_dict'"]),
+    ([*KNN, "pretrained_feature_extractor=alone"], ["args.json", "not beside it"]),
+    ([*KNN, "pretrained_feature_extractor=wrong"], ["another backbone", "missing"]),
+    (
+        [*KNN, f"pretrained_feature_extractor={RUN}", "distance_function=[cosin]"],
+        ["'cosin'", "did you mean 'cosine'"],
+    ),
+    (LINEAR, ["pretrained_feature_extractor", "no value"]),
+    (
+        [*LINEAR, f"pretrained_feature_extractor={RUN}", "backbone.name=resnet18"],
+        ["backbone.name", "'resnet18'", "'timm/test_resnet'"],
+    ),
+    (["export", RUN, "--to", "backbone.pt"], ["backbone.pt", ".safetensors"]),
+    (["export", RUN, "--saib", "--to", "new/saib.safetensors"], ["without a SAIB"]),
+    (["export", "cut", "--to", "new/a.safetensors"], ["cannot be read"]),
+    (["install-host", "--from", "no_classes"], ["no_classes"]),
+]
+
+
+def _tree(root: Path) -> dict[str, int]:
+    return {str(p.relative_to(root)): p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(("arguments", "said"), CASES, ids=[f"{c[0][0]} {c[0][-1]}" for c in CASES])
+def test_one_line_a_code_and_nothing_written(
+    arguments: list[str],
+    said: list[str],
+    world: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(world)
+    before = _tree(world)
+    code = main(arguments)
+    out = capfd.readouterr()
+    assert code == 2
+    lines = [line for line in out.err.splitlines() if line.strip()]
+    assert len(lines) == 1, out.err
+    assert lines[0].startswith("iecl-solo: ")
+    assert "Traceback" not in out.out + out.err
+    for text in said:
+        assert text in lines[0]
+    assert _tree(world) == before
+
+
+def test_checkout_that_is_none_is_named(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-m", "iecl_solo.cli.main", "doctor"],
+        env={**os.environ, "SOLO_LEARN": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    said = [line for line in (done.stdout + done.stderr).splitlines() if str(tmp_path) in line]
+    assert len(said) == 1 and "not a solo-learn checkout" in said[0]
+
+
+def test_help_is_quick():
+    import time
+
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "iecl_solo.cli.main", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "pretrain" in done.stdout
+    assert time.perf_counter() - start < 2

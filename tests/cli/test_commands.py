@@ -1,0 +1,192 @@
+"""The commands as a person runs them: compare, interruption, loggers, linear and knn."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+from support import HOST, raw_config, same_tensors
+
+from iecl_solo.cli.compare import verdict
+from iecl_solo.cli.main import main
+from iecl_solo.solo.checkpoint import read_checkpoint
+from iecl_solo.solo.registry import complete_objective
+from iecl_solo.solo.settings import prepare_pretrain
+from iecl_solo.train.fit import fit, pretrain
+from iecl_solo.train.run import Run
+
+ROOT = Path(__file__).parents[2]
+
+
+def small(images: Path, to: Path, *more: str) -> list[str]:
+    """Overrides that make a packaged configuration of the digits a matter of seconds."""
+    return [
+        *("--config-name", "digits/iecl_simclr", "accelerator=cpu", "devices=1"),
+        *(f"data.train_path={images}", f"data.val_path={images}", "optimizer.batch_size=8"),
+        *("backbone.name=timm/test_resnet", "~backbone.kwargs", "max_epochs=2"),
+        *(f"checkpoint.dir={to}", "monitor.every_n_epochs=1", "monitor.images=8"),
+        *("monitor.delta_h_images=1", "monitor.steps=4", *more),
+    ]
+
+
+@pytest.fixture(scope="module")
+def compared(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that ``iecl-solo compare`` leaves."""
+    folder = tmp_path_factory.mktemp("compare")
+    arguments = small(images, folder / "ignored", f"compare.dir={folder}")
+    assert main(["compare", *arguments, "evaluation.linear.max_epochs=1"]) == 0
+    return folder
+
+
+def test_compare_leaves_a_table_and_pictures(compared: Path):
+    frame = pd.read_csv(compared / "table.csv", index_col="method")
+    assert list(frame.index) == ["simclr", "iecl_simclr"]
+    for column in ("k-NN %", "linear %", "H(Z') nats", "s/step", "peak MB", "parameters"):
+        assert frame[column].notna().all(), column
+    assert frame["iecl_kl"].isna().tolist() == [True, False]
+    assert frame["k-NN %"].between(0, 100).all()
+    assert frame["parameters"].iloc[1] > frame["parameters"].iloc[0]
+    for name in ("curves.png", "saib.png"):
+        assert min(Image.open(compared / name).size) > 300
+    page = (compared / "report.html").read_text()
+    assert "iecl-solo compare --config-name digits/iecl_simclr" in page
+    assert "accelerator=cpu" in page
+
+
+def test_both_saw_the_same_batches_from_the_same_weights(compared: Path):
+    """Before any step is taken, host and twin have the same loss on the same first batch."""
+    logs = [
+        pd.read_csv(next((compared / "runs" / m / m / "logs").glob("*/metrics.csv")))
+        for m in ("simclr", "iecl_simclr")
+    ]
+    # accuracy of the online classifier on view 0 and 1 depends on batch and weights alone, and
+    # SAIB starts as a scaling of view 1: the class loss of the first epoch is nearly shared
+    first = [log["train_class_loss_epoch"].dropna().iloc[0] for log in logs]
+    assert first[0] == pytest.approx(first[1], rel=0.5)
+    args = [
+        json.loads((compared / "runs" / m / m / "args.json").read_text())
+        for m in ("simclr", "iecl_simclr")
+    ]
+    shared = set(args[0]) - {"method", "name", "iecl"}
+    assert all(args[0][key] == args[1][key] for key in shared)
+
+
+def test_second_compare_trains_nothing(compared: Path, images: Path, capfd):
+    files = {p: p.stat().st_mtime_ns for p in compared.glob("runs/**/*") if p.is_file()}
+    arguments = small(images, compared / "ignored", f"compare.dir={compared}")
+    assert main(["compare", *arguments, "evaluation.linear.max_epochs=1"]) == 0
+    assert {p: p.stat().st_mtime_ns for p in files} == files
+    assert capfd.readouterr().out.count("trained already") == 2
+
+
+def test_linear_and_knn_of_a_run(compared: Path, images: Path, capsys):
+    run = compared / "runs/iecl_simclr/iecl_simclr"
+    assert main(["knn", "--config-name", "default", f"pretrained_feature_extractor={run}"]) == 0
+    # all of its own training images vote with one neighbour: each finds itself
+    assert "k-NN (cosine, k 1, T 0.07): top-1 100.00 %" in capsys.readouterr().out
+    linear = [
+        *("linear", "--config-name", "digits", f"pretrained_feature_extractor={run}"),
+        *(f"data.train_path={images}", f"data.val_path={images}", "max_epochs=1"),
+        *("backbone.name=timm/test_resnet", "~backbone.kwargs", "name=probe"),
+    ]
+    assert main(linear) == 0
+    result = json.loads((run / "probe.json").read_text())
+    assert 0 <= result["acc1"] <= 100 and result["settings"]["max_epochs"] == 1
+
+
+def test_inspect_measures_and_draws(compared: Path, capsys):
+    run = compared / "runs/iecl_simclr/iecl_simclr"
+    assert main(["inspect", str(run), "--images", "16", "--probes", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "delta_h_isotropic" in printed and "effective_rank" in printed
+    figures = {p.name for p in (run / "inspect").glob("*.png")}
+    assert figures == {"entropy.png", "saib_over_training.png", "singular_values.png"}
+
+
+def test_verdict_is_honest():
+    frame = pd.DataFrame(
+        {"k-NN %": [50.0, 48.0], "linear %": [50.0, 51.5]}, index=["simclr", "iecl_simclr"]
+    )
+    said = verdict(frame)
+    assert "behind the baseline by 2.00 points (k-NN)" in said
+    assert "ahead of the baseline by 1.50 points (linear)" in said and "one seed" in said
+
+
+class _Crash(pl.Callback):
+    """Fails at the start of the second epoch, when the first one's checkpoint is there."""
+
+    def on_train_epoch_start(self, trainer, module) -> None:
+        if trainer.current_epoch == 1:
+            raise RuntimeError("power cut")
+
+
+@pytest.mark.parametrize("method", ["iecl_simclr", "iecl_byol"])
+def test_run_that_was_cut_off_ends_as_the_whole_one(method: str, images: Path, tmp_path: Path):
+    def cfg(name: str):
+        raw = raw_config(method, images, max_epochs=2, checkpoint__dir=str(tmp_path / name))
+        return OmegaConf.create(raw)
+
+    whole = pretrain(cfg("whole"))
+    cut = prepare_pretrain(cfg("cut"), HOST)
+    complete_objective(cut)
+    run = Run(cut)
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(cut, HOST, run, callbacks=[_Crash()])
+    again = pretrain(cfg("cut"))
+    a, b = (read_checkpoint(r.checkpoint) for r in (whole, again))
+    assert a["global_step"] == b["global_step"]
+    assert same_tensors(a["state_dict"], b["state_dict"]) == []
+
+
+def test_interrupted_by_hand_says_so_and_goes_on(images: Path, tmp_path: Path):
+    arguments = small(images, tmp_path / "runs", "max_epochs=500", "monitor.every_n_epochs=0")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "iecl_solo.cli.main", "pretrain", *arguments],
+        env={**os.environ, "PYTHONPATH": str(HOST.path.parent), "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a job in the background is started deaf to Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.rglob("*.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "the same command goes on where it stopped" in error
+    assert "Traceback" not in error
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    assert read_checkpoint(checkpoint)["epoch"] >= 0
+
+
+def test_every_logger_by_configuration(images: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.chdir(tmp_path)
+    arguments = small(
+        images,
+        tmp_path / "runs",
+        *("max_epochs=1", "+log_every_n_steps=1", "tensorboard.enabled=true"),
+        *("wandb.enabled=true", "wandb.offline=true"),
+    )
+    assert main(["pretrain", *arguments]) == 0
+    (run,) = (tmp_path / "runs/iecl_simclr").iterdir()
+    metrics = pd.read_csv(run / "logs/version_0/metrics.csv")
+    for name in ("train_iecl_kl_step", "train_iecl_kl_epoch", "monitor_delta_h"):
+        assert metrics[name].notna().any(), name
+    assert list(run.glob("tensorboard/**/events.out.*"))
+    assert list(run.glob("wandb/offline-run-*"))
+    result = json.loads((run / "result.json").read_text())
+    assert result["seconds_per_step"] > 0 and result["versions"]["solo-learn"] == HOST.version

@@ -1,0 +1,547 @@
+"""The benchmark runner: its grid, its store, its launchers, its evaluation, its costs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from lightning.pytorch import seed_everything
+from omegaconf import OmegaConf
+from support import HOST
+
+from iecl_solo.cli.benchmark import check, take_gpu
+from iecl_solo.cli.main import main
+from iecl_solo.errors import IECLError
+from iecl_solo.evaluate.protocol import EvaluationConfig
+from iecl_solo.evaluate.run import evaluate, split
+from iecl_solo.experiments.cost import Step, interleaved, measure_cost
+from iecl_solo.experiments.grid import cells, configuration, read_benchmark
+from iecl_solo.experiments.store import STORE, Store
+from iecl_solo.solo.build import build_model
+from iecl_solo.solo.config import plain
+from iecl_solo.solo.data import pretrain_loader
+from iecl_solo.solo.registry import check_method
+from iecl_solo.solo.settings import prepare_pretrain
+from iecl_solo.train.callbacks.seed import seed_epoch
+from iecl_solo.train.compose import packaged_configs
+from iecl_solo.train.fit import pretrain
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs" / "benchmark"
+# what a clock or the machine decides
+NOT_REPEATABLE = ("seconds_per_step", "peak_memory_bytes")
+
+
+def grid(images: Path, **changes: Any) -> dict[str, Any]:
+    """A benchmark of four runs of seconds."""
+    return {
+        "name": "tiny",
+        "question": "Does anything work?",
+        "data": {
+            "toy": {
+                "config": "custom",
+                "settings": {
+                    "data": {
+                        "train_path": str(images),
+                        "val_path": str(images),
+                        "image_size": 32,
+                        "num_workers": 0,
+                    }
+                },
+            }
+        },
+        "arms": {"simclr": {"method": "simclr"}, "iecl_simclr": {"method": "iecl_simclr"}},
+        "seeds": [0, 1],
+        "measures": ["knn_acc1"],
+        "settings": {
+            "backbone": {"name": "timm/test_resnet"},
+            "method_kwargs": {"proj_hidden_dim": 32, "proj_output_dim": 16},
+            "optimizer": {"name": "sgd", "kwargs": None, "batch_size": 8, "lr": 0.1},
+            "scheduler": {"warmup_epochs": 0},
+            "precision": "32-true",
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 2,
+            "monitor": {"every_n_epochs": 1, "delta_h_images": 1, "images": 8, "steps": 4},
+        },
+        "evaluation": {"linear": {"max_epochs": 1, "augment": False}},
+        "threads": 1,
+        **changes,
+    }
+
+
+def write(folder: Path, benchmark: dict[str, Any]) -> list[str]:
+    """Arguments of ``iecl-solo`` that run a benchmark out of ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(benchmark, sort_keys=False))
+    there = ("--config-path", str(folder), "--config-name", "tiny", f"dir={folder}/out")
+    return ["benchmark", *there]
+
+
+def rows(folder: Path) -> pd.DataFrame:
+    """All that a store says of its cells but how long they took."""
+    store = Store(folder / "out" / STORE, create=False)
+    metrics = store.metrics()
+    metrics = metrics[~metrics["name"].isin(NOT_REPEATABLE)].assign(epoch=-1)
+    both = pd.concat([metrics, store.curves()])
+    return both.sort_values(["cell", "name", "epoch"]).reset_index(drop=True)
+
+
+@pytest.fixture(scope="module")
+def local(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a benchmark that ran in one process."""
+    folder = tmp_path_factory.mktemp("local")
+    assert main(write(folder, grid(images))) == 0
+    return folder
+
+
+def test_every_cell_of_the_grid_is_a_row(local: Path):
+    store = Store(local / "out" / STORE, create=False)
+    found = store.cells()
+    assert sorted(zip(found["arm"], found["seed"], strict=True)) == [
+        ("iecl_simclr", 0),
+        ("iecl_simclr", 1),
+        ("simclr", 0),
+        ("simclr", 1),
+    ]
+    assert set(found["status"]) == {"done"}
+    assert torch.__version__.startswith(found["versions"].iloc[0]["torch"])
+    assert found["config"].iloc[0]["max_epochs"] == 2
+    assert set(store.meta()["cells"]) == set(found["id"])
+    measures = store.metrics().pivot_table(index="cell", columns="name", values="value")
+    for name in ("knn_acc1", "linear_acc1", "online_acc1", "query_entropy", "effective_rank"):
+        assert measures[name].notna().all(), name
+    assert set(store.curves()["name"]) >= {"host_loss", "iecl_kl", "delta_h", "val_acc1"}
+    assert (local / "out" / "report.html").is_file()
+
+
+def test_a_rerun_does_nothing(local: Path, images: Path, capsys: pytest.CaptureFixture[str]):
+    before, stamp = rows(local), sorted(p.stat().st_mtime_ns for p in local.rglob("*.ckpt"))
+    assert main(write(local, grid(images))) == 0
+    assert "to run" not in capsys.readouterr().out
+    pd.testing.assert_frame_equal(rows(local), before)
+    assert sorted(p.stat().st_mtime_ns for p in local.rglob("*.ckpt")) == stamp
+
+
+def test_a_larger_grid_runs_only_what_is_new(local: Path, images: Path, tmp_path: Path, capsys):
+    shutil.copytree(local, tmp_path / "copy")
+    assert main([*write(tmp_path / "copy", grid(images)), "seeds=[0,1,2]"]) == 0
+    assert "2 of 6 cells to run" in capsys.readouterr().out
+    assert len(Store(tmp_path / "copy" / "out" / STORE).done()) == 6
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "ray"])
+def test_other_launchers_give_the_same_rows(
+    local: Path, images: Path, tmp_path: Path, launcher: str
+):
+    options = {
+        "joblib": ["hydra.launcher.n_jobs=2"],
+        "ray": ["++hydra.launcher.ray.init.num_cpus=2"],
+    }
+    arguments = write(tmp_path, grid(images))
+    command = [*arguments, f"hydra/launcher={launcher}", *options[launcher]]
+    subprocess.run([sys.executable, "-m", "iecl_solo.cli.main", *command], check=True, timeout=400)
+    pd.testing.assert_frame_equal(rows(tmp_path), rows(local))
+
+
+def test_kill_in_the_middle_leaves_the_same_store(local: Path, images: Path, tmp_path: Path):
+    command = [sys.executable, "-m", "iecl_solo.cli.main", *write(tmp_path, grid(images))]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    store, deadline = tmp_path / "out" / STORE, time.monotonic() + 200
+    while not (store.is_file() and Store(store).done()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 0 < len(Store(store).done()) < 4
+    subprocess.run(command, check=True, timeout=300)
+    pd.testing.assert_frame_equal(rows(tmp_path), rows(local))
+
+
+def test_workers_of_one_machine_take_its_gpus_in_turn(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    taken = []
+    for given in ("", "5,6,7"):
+        for number in range(4):
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+            take_gpu(number)
+            taken.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert taken == ["0", "1", "2", "0", "5", "6", "7", "5"]
+
+
+_SBATCH = """#!/bin/bash
+# stands for SLURM: runs each task of the array here, once the pickle has its final name
+script="${@: -1}"
+cp "$script" {folder}/submission.sh
+last=$(grep -oP '(?<=--array=0-)[0-9]+' "$script")
+(
+  sleep 2
+  for i in $(seq 0 "$last"); do
+    SLURM_JOB_ID=7 SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$i SLURM_JOB_NUM_NODES=1 \\
+    SLURM_NTASKS=1 SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_JOB_NODELIST=here \\
+    bash {folder}/submission.sh > {folder}/task-$i.log 2>&1
+  done
+) > /dev/null 2>&1 &
+echo "Submitted batch job 7"
+"""
+_SRUN = """#!/bin/bash
+while [[ "$1" == -* ]]; do
+  case "$1" in --output|--error) shift 2 ;; *) shift ;; esac
+done
+exec "$@"
+"""
+_SACCT = """#!/bin/bash
+echo "JobID|State|NodeList"
+for i in 0 1 2 3; do echo "7_$i|RUNNING|here"; done
+"""
+
+
+def test_slurm_gets_a_submission_for_each_cell(
+    local: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name, text in {"sbatch": _SBATCH, "srun": _SRUN, "sacct": _SACCT}.items():
+        (tmp_path / name).write_text(text.replace("{folder}", str(tmp_path)))
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    arguments = write(tmp_path, grid(images, seeds=[0]))
+    launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu"]
+    launcher += ["hydra.launcher.gpus_per_node=1", "hydra.launcher.timeout_min=90"]
+    command = [sys.executable, "-m", "iecl_solo.cli.main", *arguments, *launcher]
+    subprocess.run(command, check=True, timeout=400)
+    submission = (tmp_path / "submission.sh").read_text()
+    for line in ("--partition=gpu", "--gpus-per-node=1", "--time=90", "--array=0-1"):
+        assert f"#SBATCH {line}" in submission, submission
+    expected = rows(local)
+    expected = expected[expected["cell"].str.contains("seed0")].reset_index(drop=True)
+    pd.testing.assert_frame_equal(rows(tmp_path), expected)
+
+
+def test_a_failed_cell_is_recorded_and_the_others_go_on(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+):
+    monkeypatch.setattr(
+        "iecl_solo.experiments.cell.evaluate",
+        lambda run, protocol: 1 / 0 if "seed1" in run.folder.name else evaluate(run, protocol),
+    )
+    arguments = write(tmp_path, grid(images))
+    assert main(arguments) == 1
+    found = Store(tmp_path / "out" / STORE).cells().set_index(["arm", "seed"])
+    assert (found.xs(1, level="seed")["status"] == "failed").all()
+    assert (found.xs(0, level="seed")["status"] == "done").all()
+    assert "ZeroDivisionError" in found.loc[("simclr", 1), "error"]
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(arguments) == 0  # tried again, from the checkpoints that are there
+    assert set(Store(tmp_path / "out" / STORE).cells()["status"]) == {"done"}
+
+
+def test_a_seed_shares_weights_batches_and_views(images: Path):
+    benchmark = read_benchmark(grid(images))
+    for seed in benchmark.seeds:
+        both = []
+        for cell in [c for c in cells(benchmark) if c.seed == seed]:
+            cfg = prepare_pretrain(configuration(benchmark, cell), HOST)
+            seed_everything(cfg.seed, verbose=False)
+            model = build_model(cfg, HOST)
+            seed_epoch(cfg.seed, 0)
+            index, views, _ = next(iter(pretrain_loader(cfg, HOST)))
+            both.append((dict(model.named_parameters()), index, views))
+        (plain, index, views), (twin, twin_index, twin_views) = both
+        assert all(torch.equal(p, twin[name]) for name, p in plain.items())
+        assert torch.equal(index, twin_index)
+        assert all(torch.equal(a, b) for a, b in zip(views, twin_views, strict=True))
+
+
+# --- the grid
+
+
+@pytest.mark.parametrize("name", packaged_configs("benchmark"))
+@pytest.mark.parametrize("preset", ["smoke", "paper"])
+def test_packaged_benchmarks_compose(name: str, preset: str):
+    written = plain(OmegaConf.load(CONFIGS / f"{name}.yaml"))
+    benchmark = read_benchmark({**written, "preset": preset})
+    assert benchmark.question.endswith("?")
+    grid_cells = cells(benchmark)
+    assert len({c.id for c in grid_cells}) == len(grid_cells)
+    seen = set()
+    for cell in grid_cells:
+        if (cell.arm, cell.data) in seen:
+            continue
+        seen.add((cell.arm, cell.data))
+        check_method(cell.method)
+        cfg = configuration(benchmark, cell)
+        assert cfg.seed == cell.seed
+        for key, value in cell.axes.items():
+            assert OmegaConf.select(cfg, key) == value
+    if preset == "smoke":
+        assert benchmark.kind == "cost" or benchmark.threads == 1
+    for entry in benchmark.published:
+        assert entry["arm"] in benchmark.arms
+        assert set(entry["axes"]) <= set(benchmark.axes)
+
+
+def test_a_saib_learned_elsewhere_is_an_augmentation(images: Path, tmp_path: Path):
+    elsewhere = {"method": "simclr", "saib_from": {"arm": "iecl_simclr", "data": "toy"}}
+    benchmark = grid(images, seeds=[0], evaluation={"linear": {"max_epochs": 0}})
+    benchmark["arms"]["frozen"] = elsewhere
+    assert main(write(tmp_path, benchmark)) == 0
+    found = Store(tmp_path / "out" / STORE).cells().set_index("arm")
+    saib = found.loc["frozen", "config"]["augmentations"][0]["saib"]
+    assert Path(saib["file"]).is_file()
+    assert "iecl_simclr" in saib["file"]
+
+
+BAD = {
+    "an unknown preset": ({"presets": {"smoke": {}}, "preset": "smok"}, ["preset", "'smoke'"]),
+    "an unknown key": ({"seedz": [1]}, ["benchmark.seedz", "'seeds'"]),
+    "no seeds": ({"seeds": []}, ["seeds"]),
+    "an arm without a method": ({"arms": {"a": {}}}, ["arms.a", "method"]),
+    "an unknown method": ({"arms": {"a": {"method": "simclrr"}}}, ["simclrr"]),
+    "an unknown baseline": (
+        {"arms": {"a": {"method": "simclr", "against": "bb"}}},
+        ["arms.a.against", "bb"],
+    ),
+    "an axis that is no list": ({"axes": {"max_epochs": 3}}, ["axes.max_epochs", "list"]),
+    "an unknown kind": ({"kind": "costs"}, ["costs", "'cost'"]),
+    "a bad weight": (
+        {"arms": {"a": {"method": "iecl_simclr", "iecl": {"beta": -1}}}},
+        ["iecl.beta", "-1"],
+    ),
+    "an unknown evaluation": ({"evaluation": {"knn": {"kk": [1]}}}, ["evaluation.knn.kk"]),
+    "no such pretraining config": (
+        {"data": {"toy": {"config": "cifarr"}}},
+        ["data.toy.config", "cifarr"],
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_one_line(what: str, images: Path, tmp_path: Path, capsys):
+    change, expected = BAD[what]
+    assert main(write(tmp_path, grid(images, **change))) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    for part in expected:
+        assert part in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_benchmarks_folder_is_refused(local: Path, images: Path, tmp_path: Path, capsys):
+    shutil.copytree(local, tmp_path / "copy")
+    arguments = write(tmp_path / "copy", grid(images, name="other"))
+    assert main(arguments) == 2
+    assert "another name" in capsys.readouterr().err
+
+
+# --- the store
+
+CELL = {"data": "d", "arm": "a", "against": None, "method": "m", "axes": {}, "seed": 0}
+
+
+def _claim_all(path: Path, count: int, queue: Any) -> None:
+    store = Store(path)
+    queue.put([i for i in range(count) if store.claim({**CELL, "id": str(i)})])
+
+
+def test_no_cell_is_claimed_twice(tmp_path: Path):
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    path = tmp_path / STORE
+    workers = [context.Process(target=_claim_all, args=(path, 40, queue)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    claimed = [i for _ in workers for i in queue.get(timeout=60)]
+    for worker in workers:
+        worker.join()
+    # a worker that ended early frees its claims, so a later one may have taken some again
+    assert set(claimed) == set(range(40))
+    assert len(Store(path).cells()) == 40
+
+
+def test_a_living_process_keeps_its_cell_and_a_dead_one_does_not(tmp_path: Path):
+    store = Store(tmp_path / STORE)
+    sleeper = subprocess.Popen(["sleep", "60"])
+    assert store.claim({**CELL, "id": "x"})
+    with store._connect() as db:
+        owner = db.execute("SELECT owner FROM cells").fetchone()[0]
+        machine = owner.rpartition(":")[0]
+        db.execute("UPDATE cells SET owner = ?", (f"{machine}:{sleeper.pid}",))
+    assert not store.claim({**CELL, "id": "x"})
+    sleeper.kill()
+    sleeper.wait()
+    assert store.claim({**CELL, "id": "x"})
+
+
+def test_a_silent_worker_of_another_machine_loses_its_cell(tmp_path: Path):
+    store = Store(tmp_path / STORE)
+    store.claim({**CELL, "id": "x"})
+    with store._connect() as db:
+        db.execute("UPDATE cells SET owner = 'elsewhere:1'")
+    assert not store.claim({**CELL, "id": "x"})
+    with store._connect() as db:
+        db.execute("UPDATE cells SET heartbeat = heartbeat - 3600")
+    assert store.claim({**CELL, "id": "x"})
+
+
+def test_a_reader_does_not_wait_for_a_writer(tmp_path: Path):
+    """Nor needs the right to write: the lock a writer takes is the one such a file would refuse."""
+    path = tmp_path / STORE
+    Store(path).begin({"name": "toy"})
+    with closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        start = time.monotonic()
+        store = Store(path, create=False)
+        assert store.meta() == {"name": "toy"} and store.cells().empty
+        assert time.monotonic() - start < 30  # a lock is waited for four times as long
+
+
+def test_a_file_that_is_no_store_is_refused(tmp_path: Path):
+    (tmp_path / "x.sqlite").write_text("no database at all, but long enough to be taken for one")
+    with pytest.raises(IECLError, match=r"x\.sqlite"):
+        Store(tmp_path / "x.sqlite")
+    with pytest.raises(IECLError, match="no such file"):
+        Store(tmp_path / "y.sqlite", create=False)
+
+
+# --- the evaluation
+
+
+def test_nothing_is_chosen_on_the_evaluation_split(images: Path, tmp_path: Path):
+    """Other test images and labels: the same k and the same learning rate."""
+    benchmark = read_benchmark(grid(images, dir=str(tmp_path)))
+    (cell, *_) = cells(benchmark)
+    cfg = configuration(benchmark, cell)
+    cfg.checkpoint, cfg.name = {"enabled": True, "dir": str(tmp_path), "frequency": 1}, "run"
+    run = pretrain(cfg)
+    shuffled = tmp_path / "shuffled"
+    for i, folder in enumerate(sorted(p for p in images.iterdir() if p.is_dir())):
+        names = sorted(p.name for p in images.iterdir() if p.is_dir())
+        shutil.copytree(folder, shuffled / names[(i + 1) % len(names)])
+    choose = {"knn": {"k": [1, 3, 10]}, "linear": {"max_epochs": 2, "lr": [0.01, 1.0]}}
+    choose["linear"]["augment"] = False
+    chosen = []
+    for val in (images, shuffled):
+        other = {"dataset": "custom", "train_path": str(images), "val_path": str(val)}
+        protocol = _protocol({**choose, "datasets": {"other": other}})
+        (run.folder / "evaluation.json").unlink(missing_ok=True)
+        measures = evaluate(run, protocol)
+        chosen.append((measures["knn_k/other"], measures["linear_lr/other"]))
+        assert measures["knn_k"] in (1, 3, 10)
+    assert chosen[0] == chosen[1]
+
+
+def _protocol(block: dict[str, Any]) -> EvaluationConfig:
+    from iecl_solo.solo.config import parse_block
+
+    return parse_block("evaluation", EvaluationConfig, block)
+
+
+def test_split_is_stratified_and_disjoint():
+    labels = torch.arange(10).repeat_interleave(30)
+    chosen, rest = split(labels, 0.1, seed=0)
+    assert sorted([*chosen, *rest]) == list(range(300))
+    assert labels[chosen].bincount().tolist() == [3] * 10
+    few, _ = split(labels, 0.01, seed=0)
+    assert labels[few].bincount().tolist() == [1] * 10
+
+
+def test_finetuning_trains_the_backbone_on_few_labels(images: Path, tmp_path: Path):
+    benchmark = read_benchmark(grid(images, dir=str(tmp_path)))
+    cfg = configuration(benchmark, cells(benchmark)[0])
+    cfg.checkpoint, cfg.name = {"enabled": True, "dir": str(tmp_path), "frequency": 1}, "run"
+    run = pretrain(cfg)
+    protocol = _protocol({"finetune": {"fractions": [0.5], "max_epochs": 1, "batch_size": 4}})
+    if HOST.takes_cfg:
+        assert 0 <= evaluate(run, protocol)["finetune_50_acc1"] <= 100
+    else:
+        with pytest.raises(IECLError, match="only trains the last layer"):
+            evaluate(run, protocol)
+
+
+# --- the cost
+
+
+def test_interleaved_times_what_it_is_given():
+    calls: list[str] = []
+    fast, slow = interleaved(
+        [lambda: calls.append("a"), lambda: (calls.append("b"), time.sleep(0.01))],
+        rounds=5,
+        warmup=1,
+    )
+    assert len(fast) == len(slow) == 5
+    assert min(slow) >= 0.01 > max(fast)
+    assert calls.count("a") == calls.count("b") == 6
+    assert "".join(calls).startswith("baab")  # in turn, the order turned round
+
+
+def test_cost_of_a_twin_without_terms_is_its_hosts(images: Path):
+    off = {"beta": 0, "lambda": 0, "eta": 0, "gamma": 0, "placement": "none"}
+    arms = {
+        "simclr": {"method": "simclr"},
+        "off": {"method": "iecl_simclr", "iecl": off},
+        "iecl_simclr": {"method": "iecl_simclr"},
+    }
+    benchmark = read_benchmark(grid(images, arms=arms, seeds=[0]))
+    configs = {c.arm: configuration(benchmark, c) for c in cells(benchmark)}
+    nothing = measure_cost(configs["off"], configs["simclr"], HOST, rounds=2, device="cpu")
+    assert nothing["parameters_ratio"] == 1
+    assert nothing["memory_ratio"] == pytest.approx(1, abs=0.02)
+    twin = measure_cost(configs["iecl_simclr"], configs["simclr"], HOST, rounds=2, device="cpu")
+    assert twin["parameters_ratio"] > 1
+    assert twin["flops_ratio"] > 1
+    assert twin["memory_ratio"] > 1
+    assert twin["time_ratio_low"] <= twin["time_ratio"] <= twin["time_ratio_high"]
+
+
+def test_the_regularizer_needs_no_second_set_of_gradients(images: Path):
+    """Its gradients come when the activations are gone: the height of the step stays."""
+    regularizer = {"beta": 0, "lambda": 0, "gamma": 0, "eta": 0.01, "placement": "none"}
+    arms = {
+        "simclr": {"method": "simclr"},
+        "on": {"method": "iecl_simclr", "iecl": regularizer},
+    }
+    benchmark = read_benchmark(grid(images, arms=arms, seeds=[0]))
+    heights, weights = [], 0
+    for cell in cells(benchmark):
+        cfg = configuration(benchmark, cell)
+        cfg.backbone.name, cfg.optimizer.batch_size = "resnet18", 16
+        cfg.augmentations[0].crop_size = 96
+        step = Step(cfg, HOST)
+        weights = sum(p.nbytes for p in step.model.parameters())
+        heights.append(step.peak_memory())
+    assert heights[1] - heights[0] < weights / 10
+
+
+def test_a_step_without_a_trainer_is_a_step(images: Path):
+    benchmark = read_benchmark(grid(images, seeds=[0], arms={"m": {"method": "iecl_mocov2plus"}}))
+    step = Step(configuration(benchmark, cells(benchmark)[0]), HOST)
+    momentum = getattr(step.model, HOST.momentum)
+    before = [p.clone() for p in (*step.model.parameters(), *momentum.parameters())]
+    step()
+    after = [*step.model.parameters(), *momentum.parameters()]
+    moved = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+    assert sum(moved) > len(moved) / 2
+    assert step.flops() > 0
+    assert step.peak_memory() > sum(p.nbytes for p in step.model.parameters())
+
+
+def test_check_writes_the_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    digits = {"config": "digits", "digits": {"folder": "low", "classes": [0, 1]}}
+    arms = {"simclr": {"method": "simclr"}}
+    given = {"name": "n", "question": "?", "data": {"low": digits}, "arms": arms}
+    check(read_benchmark({**given, "seeds": [0], "measures": ["knn_acc1"]}))
+    assert sorted(p.name for p in (tmp_path / "low" / "train").iterdir()) == ["0", "1"]

@@ -1,0 +1,478 @@
+"""A report of whatever a store holds: what it says, in four forms, and what it does not claim."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from support_report import ARMS, BATCH, make_store, rich_store
+
+from iecl_solo.cli.main import main
+from iecl_solo.experiments.store import Store
+from iecl_solo.report.answer import answer
+from iecl_solo.report.comparisons import sweeps
+from iecl_solo.report.page import write_report
+from iecl_solo.report.results import read
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+TWO = {"simclr": ARMS["simclr"], "iecl_simclr": ARMS["iecl_simclr"]}
+
+
+class Page(HTMLParser):
+    """A page's elements, checked to be closed in order."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: Counter[str] = Counter()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if "id" in dict(attrs):
+            self.ids[dict(attrs)["id"]] += 1
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+
+@pytest.fixture(scope="module")
+def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a report of everything there is."""
+    folder = tmp_path_factory.mktemp("rich")
+    write_report(rich_store(folder), folder)
+    return folder
+
+
+def sections(folder: Path) -> set[str]:
+    page = Page(folder / "report.html")
+    return {a["id"] for tag, a in page.tags if tag == "section" and a["id"]}
+
+
+def test_page_is_whole_and_alone(rich: Path):
+    page = Page(rich / "report.html")
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "iframe", "object", "img"})
+    for _, attributes in page.tags:
+        for name in ("src", "href", "xlink:href", "srcset", "data"):
+            reference = attributes.get(name) or ""
+            assert reference.startswith(("#", "data:")) or not reference, reference
+    assert "@import" not in page.source and not re.search(r"url\((?!#)", page.source)
+    assert "http" not in re.sub(r"<pre.*?</pre>", "", page.source, flags=re.DOTALL)
+
+
+def test_ids_are_one_each_and_all_references_are_kept(rich: Path):
+    page = Page(rich / "report.html")
+    assert [name for name, n in page.ids.items() if n > 1] == []
+    wanted = set(re.findall(r'(?:href|aria-labelledby)="#?([\w-]+)"', page.source))
+    wanted |= set(re.findall(r"url\(#([^)]+)\)", page.source))
+    assert wanted - set(page.ids) == set()
+
+
+def test_page_is_accessible(rich: Path):
+    page = Page(rich / "report.html")
+    assert ("html", {"lang": "en"}) in page.tags
+    for tag, attributes in page.tags:
+        if tag == "svg":
+            assert attributes["role"] == "img" and len(attributes["aria-label"] or "") > 30
+        if tag == "th":
+            assert attributes["scope"] in ("col", "row")
+        if "scroll" in (attributes.get("class") or ""):
+            assert attributes["tabindex"] == "0" and attributes["aria-label"]
+    # no colour is nailed down: each is a property that the page sets for light and for dark
+    drawings = "".join(re.findall(r"<svg.*?</svg>", page.source, flags=re.DOTALL))
+    assert re.findall(r"#[0-9a-f]{6}\b", drawings) == []
+    used = set(re.findall(r"var\((--[\w-]+)\)", page.source))
+    light, dark = page.source.split("@media (prefers-color-scheme: dark)")
+    assert all(f"{name}:" in light and f"{name}:" in dark for name in used)
+
+
+def test_rich_store_has_every_section(rich: Path):
+    assert sections(rich) == {
+        *("knn-acc1", "linear-acc1", "query-entropy", "batch-size", "sensitivity", "cost"),
+        *("curves", "delta-h", "published", "others", "missing", "runs"),
+    }
+    page = Page(rich / "report.html")
+    figures = {path.stem for path in (rich / "figures").iterdir()}
+    assert page.count("svg") == len(figures)
+    kinds = {re.match(r"[a-z]+", name)[0] for name in figures}
+    assert kinds == {"forest", "batch", "sensitivity", "curve", "delta"}
+    # both curves of figure 4 in three settings, and the three others folded
+    assert sum(name.startswith("curve-") for name in figures) == 15
+    tables = {path.stem for path in (rich / "tables").glob("*.csv")}
+    assert {path.stem for path in (rich / "tables").glob("*.tex")} == tables - {"runs"}
+    assert page.count("table") == len(tables) - 1
+
+
+def test_poor_store_has_no_empty_section(tmp_path: Path):
+    arms = {"simclr": {"method": "simclr"}}
+    write_report(make_store(tmp_path, arms=arms, measures=["knn_acc1"]), tmp_path)
+    assert sections(tmp_path) == {"knn-acc1", "cost", "others", "runs"}
+    page = Page(tmp_path / "report.html")
+    assert page.count("svg") == 0
+    assert "no difference is tested" in page.text
+    assert "pass" not in page.text.split() and "fail" not in page.text.split()
+
+
+def test_empty_store(tmp_path: Path):
+    write_report(Store(tmp_path / "store.sqlite"), tmp_path)
+    assert sections(tmp_path) == {"runs"}
+    assert "Nothing can be said yet" in Page(tmp_path / "report.html").text
+    assert not (tmp_path / "tables").exists()
+
+
+def test_store_with_nothing_but_failures(tmp_path: Path):
+    store = make_store(tmp_path, arms=TWO, seeds=(0, 1), failed=(0, 1), running=(2,), absent=(3,))
+    write_report(store, tmp_path)
+    page = Page(tmp_path / "report.html")
+    assert sections(tmp_path) == {"missing", "runs"}
+    assert (
+        "Nothing can be said yet: 0 of 4 runs done, 2 failed, 1 running or interrupted, "
+        "1 not started." in page.text
+    )
+    # the error as it was, escaped; in the table its last line
+    assert page.text.count("ValueError: 50 % of <b>x_y</b> & $z$ | w") == 4
+
+
+def test_main_table_is_what_pandas_says(rich: Path):
+    frame = pd.read_csv(rich / "tables" / "runs.csv")
+    own = frame[frame["measure"] == "linear_acc1"].groupby([BATCH, "arm"])["value"]
+    table = pd.read_csv(rich / "tables" / "linear-acc1.csv").set_index([BATCH, "arm"])
+    for ours, theirs in (("mean", own.mean()), ("sd", own.std()), ("n", own.count())):
+        pd.testing.assert_series_equal(
+            table[ours].sort_index(), theirs, check_names=False, check_dtype=False
+        )
+    text = (rich / "report.md").read_text(encoding="utf-8")
+    for (batch, arm), row in table.iterrows():
+        cell = f"{row['mean']:.2f} ± {row['sd']:.2f}"
+        line = next(
+            x for x in text.splitlines() if x.startswith(f"| digits | {batch} | ") and cell in x
+        )
+        assert list(ARMS).index(arm) == [cell in c for c in line.split("|")[3:]].index(True)
+
+
+def test_differences_are_what_scipy_says(rich: Path):
+    frame = pd.read_csv(rich / "tables" / "runs.csv")
+    frame = frame[frame["measure"] == "knn_acc1"]
+    wide = frame.pivot_table(index=[BATCH, "seed"], columns="arm", values="value")
+    table = pd.read_csv(rich / "tables" / "knn-acc1-differences.csv")
+    assert len(table) == 9
+    for row in table.to_dict("records"):
+        both = wide.loc[row[BATCH]][[row["arm"], "simclr"]].dropna()
+        test = stats.ttest_rel(both[row["arm"]], both["simclr"])
+        low, high = test.confidence_interval()
+        assert [row["p"], row["low"], row["high"]] == pytest.approx([test.pvalue, low, high])
+        assert row["n"] == len(both)
+    ordered = table.sort_values("p")
+    by_hand = np.maximum.accumulate(ordered["p"] * np.arange(9, 0, -1)).clip(upper=1)
+    assert ordered["p_holm"].tolist() == pytest.approx(by_hand.tolist())
+
+
+def test_best_and_insignificant_are_marked(rich: Path):
+    lines = (rich / "report.md").read_text(encoding="utf-8").splitlines()
+    line = next(x for x in lines if x.startswith("| digits | 128 | "))
+    baseline, iecl, small, large = (cell.strip() for cell in line.split("|")[3:7])
+    assert iecl.startswith("**") and not iecl.endswith("≈")
+    assert small.endswith("≈") and not large.endswith("≈")
+    assert "**" not in baseline + small + large and "≈" not in baseline
+
+
+def test_one_seed_claims_nothing(tmp_path: Path):
+    store = make_store(tmp_path, axes={BATCH: [64, 256]}, seeds=(0,))
+    write_report(store, tmp_path)
+    page = Page(tmp_path / "report.html")
+    assert "No difference can be told from 1 seed" in page.text
+    assert page.text.count("1 seed: too few to tell") == 9
+    table = pd.read_csv(tmp_path / "tables" / "knn-acc1-differences.csv")
+    assert table[["p", "p_holm", "low", "high"]].isna().all(axis=None)
+    for name in ("knn-acc1", "knn-acc1-differences"):
+        tex = (tmp_path / "tables" / f"{name}.tex").read_text(encoding="utf-8")
+        assert r"\pm" not in tex.partition(r"\midrule")[2]
+    differences = (tmp_path / "tables" / "knn-acc1-differences.tex").read_text(encoding="utf-8")
+    assert r"\textbf" not in differences
+
+
+def test_two_seeds_claim_nothing_however_small_p_is(tmp_path: Path):
+    store = make_store(tmp_path, arms=TWO, seeds=(0, 1), spread=1e-6)
+    results = read(store)
+    assert results.differences("knn_acc1")["p"].max() < 0.01
+    assert answer(results).startswith("No difference can be told from 2 seeds: ")
+
+
+def test_answer_with_its_interval(tmp_path: Path):
+    axes = {"method_kwargs.temperature": [0.1, 0.2]}
+    results = read(make_store(tmp_path, arms=TWO, seeds=range(5), axes=axes))
+    frame = results.of("knn_acc1").pivot_table(
+        index=["seed", "setting"], columns="arm", values="value"
+    )
+    per_seed = (frame["iecl_simclr"] - frame["simclr"]).groupby("seed").mean()
+    test = stats.ttest_1samp(per_seed, 0.0)
+    low, high = test.confidence_interval()
+    assert answer(results) == (
+        f"iecl_simclr is ahead of simclr in k-NN top-1 by +{per_seed.mean():.2f} points (95 % "
+        f"interval +{low:.2f} to +{high:.2f}), averaged over 2 settings; 5 seeds, paired t, "
+        f"p < 0.001."
+    )
+
+
+def test_an_arm_with_a_comma_is_one_arm(tmp_path: Path):
+    arms = {**TWO, "all, convex": {"method": "iecl_simclr"}}
+    words = answer(read(make_store(tmp_path, arms=arms, seeds=range(5), spread=0.05)))
+    assert words.startswith("In k-NN top-1, iecl_simclr and “all, convex” are ahead of simclr; ")
+
+
+def test_answer_without_a_difference(tmp_path: Path):
+    store = make_store(tmp_path, arms=TWO, seeds=range(3), spread=20.0)
+    found = answer(read(store))
+    assert re.match(r"No difference can be told from 3 seeds \(p = 0\.\d{3}\): in k-NN", found)
+    assert "95 % interval −" in found
+
+
+@pytest.mark.parametrize("per_doubling", [-1.0, 0.0])
+def test_answer_says_what_the_batch_size_does(per_doubling: float, tmp_path: Path):
+    store = make_store(tmp_path, arms=TWO, seeds=range(4), axes={BATCH: [64, 128, 512]})
+    rng = np.random.default_rng(0)
+    slopes = []
+    for seed in range(4):
+        gains = 5 + per_doubling * np.array([-1, 0, 2]) + rng.normal(0, 0.1, 3)
+        # least squares by hand: the sizes' logarithms are 6, 7 and 9, their mean is 22 / 3
+        x = np.array([6, 7, 9]) - 22 / 3
+        slopes.append((x * gains).sum() / (x * x).sum())
+        for size, gain in zip((64, 128, 512), gains, strict=True):
+            for arm, value in (("simclr", 70.0 + seed), ("iecl_simclr", 70.0 + seed + gain)):
+                store.finish(f"digits-{arm}-({size},)-{seed}", {"knn_acc1": value})
+    test = stats.ttest_1samp(slopes, 0.0)
+    low, high = test.confidence_interval()
+    words = answer(read(store))
+    signed = [f"{v:+.2f}".replace("-", "−") for v in (np.mean(slopes), low, high)]
+    signed = [v[1:] if v[1:] == "0.00" else v for v in signed]  # no sign where it is rounded off
+    amount = "{} points (95 % interval {} to {}) per doubling.".format(*signed)
+    assert "is ahead of simclr in k-NN top-1 by +" in words and words.endswith(amount)
+    told = "it falls with the batch size" in words
+    assert told == (per_doubling != 0) == (test.pvalue < 0.05)
+
+
+def test_rows_outside_the_grid_do_not_count(tmp_path: Path):
+    store = make_store(tmp_path, arms=TWO, seeds=range(4))
+    store.begin({"cells": store.meta()["cells"][:4], "seeds": [0, 1]})
+    results = read(store)
+    assert len(results.cells) == 4 and results.missing == []
+    assert results.of("knn_acc1")["seed"].unique().tolist() == [0, 1]
+
+
+def test_values_that_are_none(tmp_path: Path):
+    store = make_store(tmp_path, arms=TWO, seeds=range(3))
+    store.finish(store.meta()["cells"][0], {"knn_acc1": float("nan"), "linear_acc1": float("inf")})
+    write_report(store, tmp_path)
+    page = Page(tmp_path / "report.html")
+    assert "no finite value: knn_acc1, linear_acc1" in page.text
+    table = pd.read_csv(tmp_path / "tables" / "knn-acc1.csv").set_index("arm")
+    assert table["n"].to_dict() == {"simclr": 2, "iecl_simclr": 3}
+
+
+def test_cost_bars(rich: Path):
+    lines = (rich / "report.md").read_text(encoding="utf-8").splitlines()
+    rows = [[c.strip() for c in x.split("|")[1:-1]] for x in lines if x.startswith("| digits | 64")]
+    cost = {row[2]: row for row in rows if row[3] == "cpu"}
+    assert cost["iecl_simclr"][4:8] == [r"1.030 \[1.020, 1.040\]", "pass", "1.020", "pass"]
+    assert cost["beta 1"][4:8] == [r"1.200 \[1.190, 1.210\]", "fail", "1.190", "fail"]
+    assert cost["simclr"][4:8] == ["–"] * 4
+
+
+def test_answer_of_a_cost_benchmark(tmp_path: Path):
+    arms = {**TWO, "beta 1": ARMS["beta 1"]}
+    store = make_store(tmp_path, arms=arms, cost=True, measures=["time_ratio", "memory_ratio"])
+    assert answer(read(store)) == (
+        "Against a bar of 1.05 × the baseline, iecl_simclr takes 1.030 × the step time and "
+        "1.020 × the peak memory (within) and beta 1 takes 1.200 × the step time and 1.190 × the "
+        "peak memory (above); the largest over all settings and devices."
+    )
+
+
+def test_published_figures_are_marked_as_theirs(rich: Path):
+    page = Page(rich / "report.html")
+    # six of the data set that is here; there is nothing to put beside the others
+    assert page.text.count("(theirs)") == 6 and "elsewhere" not in page.text
+    drawing = next((rich / "figures").glob("batch-size-*")).read_text(encoding="utf-8")
+    assert "iecl_simclr, published" in drawing
+
+
+@pytest.mark.parametrize(("grid", "said"), [([0.1, 0.3, 1], True), ([0.03, 0.1, 0.3], False)])
+def test_choice_at_the_end_of_its_grid_is_said(tmp_path: Path, grid: list[float], said: bool):
+    measures = ["knn_acc1", "linear_acc1"]
+    evaluation = {"linear": {"lr": grid}}
+    store = make_store(tmp_path, arms=TWO, seeds=(0, 1), measures=measures, evaluation=evaluation)
+    write_report(store, tmp_path)
+    words = "The learning rate chosen was the lowest of its grid (0.1) in 4 of 4 runs"
+    assert (words in (tmp_path / "report.md").read_text(encoding="utf-8")) == said
+
+
+NASTY = "50 % & <b>x_y</b> | {z} #1 $a^2$ ~\\ `c` *d*"
+
+
+def test_names_are_escaped(tmp_path: Path):
+    arms = {"simclr": {"method": "simclr"}, NASTY: {"method": "iecl_simclr"}}
+    store = make_store(tmp_path, arms=arms, question=NASTY, name=NASTY, command=NASTY)
+    write_report(store, tmp_path)
+    page = Page(tmp_path / "report.html")
+    assert page.count("b") == page.source.count("<b>")
+    assert "<b>x_y" not in page.source and NASTY in page.text
+    tex = (tmp_path / "tables" / "knn-acc1.tex").read_text(encoding="utf-8")
+    escaped = r"50 \% \& $<$b$>$x\_y$<$/b$>$ \textbar{} \{z\} \#1 \$a\textasciicircum{}2\$ "
+    assert escaped + r"\textasciitilde{}\textbackslash{} `c` *d*" in tex
+    lines = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
+    head = next(x for x in lines if x.startswith("| data | simclr"))
+    assert len(re.findall(r"(?<!\\)\|", head)) == 4
+
+
+def test_latex_is_balanced_and_escaped(rich: Path):
+    for path in (rich / "tables").glob("*.tex"):
+        tex = path.read_text(encoding="utf-8")
+        for environment in ("table", "tabular"):
+            for end in ("begin", "end"):
+                assert tex.count(rf"\{end}{{{environment}}}") == 1
+        for rule in ("toprule", "midrule", "bottomrule"):
+            assert tex.count(rf"\{rule}") == 1
+        bare = re.sub(r"\\.", "", tex)
+        assert bare.count("{") == bare.count("}") and bare.count("$") % 2 == 0
+        assert not re.search(r"[%#]", bare)
+        assert tex.isascii(), path.name
+        columns = len(re.search(r"\\begin\{tabular\}\{(\w+)\}", tex)[1])
+        body = tex.partition(r"\toprule")[2].partition(r"\bottomrule")[0]
+        rows = [row for row in body.replace(r"\midrule", "").split(r"\\") if row.strip()]
+        assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {columns}
+
+
+def test_markdown_tables_are_well_formed(rich: Path):
+    lines = (rich / "report.md").read_text(encoding="utf-8").splitlines()
+    rules = [i for i, line in enumerate(lines) if re.fullmatch(r"\|( -+:? \|)+ ?", line)]
+    assert len(rules) == len(list((rich / "tables").glob("*.tex")))
+    for i in rules:
+        assert lines[i - 2] == ""
+        columns, j = len(re.findall(r"(?<!\\)\|", lines[i])), i - 1
+        while lines[j].startswith("|"):
+            assert len(re.findall(r"(?<!\\)\|", lines[j])) == columns
+            j += 1
+    for name in re.findall(r"\]\((figures/[^)]+)\)", "\n".join(lines)):
+        assert (rich / name).is_file()
+
+
+def test_every_run_is_there_with_its_configuration(rich: Path):
+    page = Page(rich / "report.html")
+    assert page.text.count("iecl-solo benchmark cell=") == 45
+    blocks = re.findall(r'"optimizer": \{', page.source.replace("&#34;", '"'))
+    assert len(blocks) == 45
+    table = pd.read_csv(rich / "tables" / "configurations.csv").set_index("setting")
+    assert table.loc["iecl.beta"].fillna("–").tolist() == ["–", "0.1", "0.01", "1"]
+    assert "max_epochs" not in table.index and "max_epochs: 8" in page.source
+
+
+def test_what_is_null_here_and_absent_there_is_no_difference(tmp_path: Path):
+    store = make_store(tmp_path, arms=TWO, seeds=(0, 1))
+    for cell in store.meta()["cells"]:
+        own = {"iecl": {"eps": None, "beta": 0.1}} if "iecl" in cell else {}
+        store.finish(cell, {"knn_acc1": 1.0}, config={"name": cell, "flag": True, **own})
+    write_report(store, tmp_path)
+    table = pd.read_csv(tmp_path / "tables" / "configurations.csv")
+    assert table["setting"].tolist() == ["iecl.beta"]
+    assert "flag: true" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_sweep_without_another_axis_is_a_line(tmp_path: Path):
+    write_report(make_store(tmp_path), tmp_path)
+    drawing = next((tmp_path / "figures").glob("sensitivity-*")).read_text(encoding="utf-8")
+    assert all(f">{value}<" in drawing for value in ("0.01", "0.1", "1", "simclr"))
+
+
+def test_sweeps_are_of_one_setting_and_three_values():
+    base = {"method": "iecl_simclr"}
+    arms = {"none": {"method": "simclr"}, "all": base}
+    arms |= {f"b{b}": {**base, "iecl": {"beta": b}} for b in (0.0, 1.0)}
+    arms |= {f"l{v}": {**base, "iecl": {"lambda": v}, "against": None} for v in (0.0, 0.1)}
+    arms["two"] = {**base, "iecl": {"beta": 5.0, "lambda": 7.0}}
+    configs = {"all": {"iecl": {"beta": 0.5, "lambda": 0.01}}}
+    found = {sweep.key: sweep.arms for sweep in sweeps(arms, configs)}
+    assert found == {
+        "iecl.beta": {0.0: "b0.0", 0.5: "all", 1.0: "b1.0"},
+        "iecl.lambda": {0.0: "l0.0", 0.01: "all", 0.1: "l0.1"},
+    }
+    # without the default's value there are two of each, which is no sweep
+    assert sweeps(arms, {}) == []
+
+
+def test_many_arms_go_down_the_table(tmp_path: Path):
+    arms = {"simclr": ARMS["simclr"]} | {f"arm {i}": {"method": "iecl_simclr"} for i in range(9)}
+    write_report(make_store(tmp_path, arms=arms, epochs=2), tmp_path)
+    tex = (tmp_path / "tables" / "knn-acc1.tex").read_text(encoding="utf-8")
+    assert r"\begin{tabular}{lr}" in tex
+    # two panels a curve, the baseline in both
+    drawings = [p.read_text() for p in (tmp_path / "figures").glob("curve-host-loss-*")]
+    assert len(drawings) == 2 and all(">simclr<" in drawing for drawing in drawings)
+
+
+def test_many_comparisons_have_a_forest_plot_a_setting(tmp_path: Path):
+    arms = {"simclr": ARMS["simclr"]} | {f"arm {i}": {"method": "iecl_simclr"} for i in range(9)}
+    write_report(make_store(tmp_path, arms=arms, axes={BATCH: [64, 256]}, seeds=(0, 1)), tmp_path)
+    forests = sorted((tmp_path / "figures").glob("forest-*"))
+    assert [path.name for path in forests] == ["forest-knn-acc1-0.svg", "forest-knn-acc1-1.svg"]
+    assert all(f">arm {i}<" in forests[0].read_text(encoding="utf-8") for i in range(9))
+
+
+def test_report_is_the_same_twice(tmp_path: Path):
+    store = make_store(tmp_path, arms=TWO)
+    first = write_report(store, tmp_path / "a").read_bytes()
+    assert write_report(store, tmp_path / "b").read_bytes() == first
+
+
+@pytest.mark.parametrize("given", ["folder", "file"])
+def test_command(given: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    store = make_store(tmp_path, arms=TWO, seeds=(0,))
+    path = tmp_path if given == "folder" else store.path
+    to = [] if given == "folder" else ["--to", str(tmp_path / "elsewhere")]
+    assert main(["report", str(path), *to]) == 0
+    page = (tmp_path if given == "folder" else tmp_path / "elsewhere") / "report.html"
+    out = capsys.readouterr().out
+    assert out.startswith("No difference can be told from 1 seed") and str(page) in out
+    assert page.is_file()
+
+
+def test_command_without_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "no such file" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_of_a_configuration_is_whole(tmp_path: Path):
+    write_report(make_store(tmp_path, arms=TWO, seeds=(0,)), tmp_path)
+    source = (tmp_path / "report.html").read_text(encoding="utf-8").replace("&#34;", '"')
+    blocks = [b for b in re.findall(r"<pre[^>]*>(\{.*?)</pre>", source, flags=re.DOTALL)]
+    assert [json.loads(b)["method"] for b in blocks] == ["simclr", "iecl_simclr"]
