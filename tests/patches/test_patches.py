@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader
 
 from iecl_solo import patches
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 # --- a small model of either host --------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from support import HOST, OFF, batches, build, config, same_tensors, train_on
 from iecl_solo.solo.build import _method_kwargs
 from iecl_solo.solo.config import plain
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 METHODS = [m for m in ("simclr", "mocov2plus", "byol", "simsiam", "mocov3") if m in HOST.methods]
 NET = {"backbone__name": "resnet18"}
 

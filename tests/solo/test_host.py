@@ -14,7 +14,7 @@ from iecl_solo.errors import IECLError
 from iecl_solo.solo.backbones import build_backbone, timm_backbone
 from iecl_solo.solo.config import dump_block, parse_block
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
