@@ -2,10 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# what to test, and with how many processes
+TESTS ?= tests
+WORKERS ?= 2
 # the host's own code and the tests' small networks gain nothing from more threads
-TEST_ENV := OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore
+TEST_ENV := OMP_NUM_THREADS=1
+PYTEST := $(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test test-robust test-hosts lint docs clean
 
 install: $(VENV)/installed
 
@@ -22,12 +26,23 @@ demo: install
 	$(BIN)/iecl-solo compare --config-name digits/simclr compare.dir=demo
 
 test: install
-	$(TEST_ENV) $(BIN)/pytest
+	$(PYTEST) $(TESTS)
+
+# what is too long for every change: faults, fuzzing, clusters
+test-robust: install
+	$(PYTEST) -m robust $(TESTS)
+
+# solo-learn's own tests with the add-on active; HOST is a checkout
+test-hosts: install
+	$(BIN)/python studies/host_suite.py $(HOST)
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) demo datasets build *.egg-info
+	rm -rf $(VENV) demo datasets build site *.egg-info
