@@ -1,6 +1,6 @@
 """The IE-CL objective in a Lightning module of one's own, without solo-learn's methods.
 
-    python examples/lightning_module.py
+python examples/lightning_module.py
 """
 
 import lightning.pytorch as pl

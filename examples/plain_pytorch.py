@@ -1,6 +1,6 @@
 """SAIB and the entropy of the query in a plain PyTorch loop: no solo-learn, no Lightning.
 
-    python examples/plain_pytorch.py
+python examples/plain_pytorch.py
 """
 
 import torch

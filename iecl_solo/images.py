@@ -1,0 +1,119 @@
+"""Images on disk: which files they are, and one of them as RGB."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from iecl_solo.errors import IECLError
+
+#: What counts as an image, whatever the case of its letters; solo-learn's own list.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+def load_image(path: str | os.PathLike[str]) -> Image.Image:
+    """An image file as RGB, upright.
+
+    As torchvision's loader has it (``convert("RGB")``), but for two things: an EXIF orientation is
+    applied, and 16-bit and 32-bit grey values are scaled to 8 bits instead of clipped.
+
+    Raises:
+        IECLError: one line that names the file, when it does not decode or is too large.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "grey16.png"
+        >>> Image.fromarray(np.full((2, 2), 0x8080, dtype=np.uint16)).save(path)
+        >>> load_image(path).getpixel((0, 0))
+        (128, 128, 128)
+    """
+    try:
+        with open(path, "rb") as file:
+            image: Image.Image = Image.open(file)
+            image.load()
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith(("I", "F")):
+            image = _to_8_bits(image)
+        return image.convert("RGB")
+    except Image.DecompressionBombError:
+        raise IECLError(
+            f"image {path}: more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; scale it down"
+        ) from None
+    except (OSError, SyntaxError, ValueError) as error:  # PIL's decoders raise all three
+        text = str(error).splitlines()
+        reason = text[0] if text and "cannot identify" not in text[0] else "no image"
+        raise IECLError(f"image {path}: it does not decode ({reason})") from None
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image, dtype=np.float64)
+    if image.mode != "F":
+        scale = 1 / 257 if values.max(initial=0) < 2**16 else 255 / (2**31 - 1)
+    else:  # floats come as 0 to 1 or as 0 to 255
+        scale = 255.0 if values.max(initial=0) <= 1 else 1.0
+    return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
+
+
+def image_files(*sources: str | os.PathLike[str]) -> list[Path]:
+    """The images of folders and of lists, each file once, in a fixed order.
+
+    Args:
+        sources: folders, searched at any depth (links are followed, loops are not), or text files
+            with a path a line, relative to the text file's folder.
+
+    Raises:
+        IECLError: one line, for a source that is not there, holds no image, or lists one that is
+            not there.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "2025" / "may").mkdir(parents=True)
+        >>> Image.new("RGB", (2, 2)).save(folder / "2025" / "may" / "a.PNG")
+        >>> [path.name for path in image_files(folder)]
+        ['a.PNG']
+    """
+    found: dict[Path, None] = {}
+    for source in sources:
+        path = Path(source).expanduser()
+        if path.is_dir():
+            images = list(_below(path))
+        elif path.is_file():
+            images = list(_listed(path))
+        else:
+            raise IECLError(f"{source}: no such folder or file")
+        if not images:
+            raise IECLError(f"{source}: it holds no image ({', '.join(SUFFIXES)})")
+        found |= dict.fromkeys(images)
+    return list(found)
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    seen: set[tuple[int, int]] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        here = os.stat(root)
+        if (here.st_dev, here.st_ino) in seen:  # a link back, or a second way to the same folder
+            folders.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
+        folders.sort()
+        for name in sorted(names):
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                yield Path(root, name)
+
+
+def _listed(file: Path) -> Iterator[Path]:
+    try:
+        lines = file.read_text().splitlines()
+    except UnicodeDecodeError:
+        raise IECLError(f"{file}: a text file with a path a line is expected") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            path = file.parent / Path(line.strip()).expanduser()
+            if not path.is_file():
+                raise IECLError(f"{file}, line {number}: {line.strip()}: no such file")
+            yield path
