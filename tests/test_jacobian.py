@@ -275,12 +275,17 @@ def test_the_error_covers_the_quadratures_own(name):
     """An elementwise map, of which every probe gives the same value, and one that is rotated."""
     spectrum = SPECTRA[name]
     truth, x = spectrum.log().sum().item(), images(1, 200)
-    for module in (lambda x: x * spectrum, linear(matrix_with(spectrum))):
+
+    def elementwise(x: Tensor) -> Tensor:
+        return x * spectrum
+
+    for module in (elementwise, linear(matrix_with(spectrum))):
         mean, stderr = logabsdet(module, x)
         assert abs(mean.item() - truth) < 3 * stderr.item()
         split = delta_h_split(module, images(2, 200))
         assert abs(split.nats - truth) < 3 * split.stderr
-        assert split.image_stderr >= 0.3 * abs(split.nats - truth)
+        if module is elementwise:  # images and probes without a spread: only the rule errs
+            assert abs(split.nats - truth) < 3 * split.image_stderr
 
 
 def test_the_error_of_a_symmetric_map_covers_the_quadratures_own():
