@@ -239,7 +239,7 @@ def lipschitz_report(
     """The spectrum of every layer as it acts in evaluation, with its batch norm folded in.
 
     One (1, *input_size) image of zeros goes through ``backbone`` in evaluation mode, past its own
-    hooks. A convolution whose very output enters a BatchNorm2d is multiplied by
+    hooks. A convolution whose very output enters a BatchNorm2d or SyncBatchNorm is multiplied by
     |weight| / sqrt(running_var + eps), channel by channel, before its singular values are taken:
     that is the map the network applies, and why a penalty on the kernel alone says little under
     batch norm. ``operator_norm`` is the convolution's on the image size it meets there, by
@@ -469,7 +469,7 @@ def _block_shape(layer: nn.Module, weight: Tensor) -> tuple[int, int, int]:
 
 class _Traced(NamedTuple):
     size: tuple[int, int]
-    norm: nn.BatchNorm2d | None
+    norm: nn.BatchNorm2d | nn.SyncBatchNorm | None
 
 
 def _weights(module: nn.Module) -> list[tuple[str, nn.Module, Tensor]]:
@@ -508,7 +508,7 @@ def _trace(backbone: nn.Module, input_size: tuple[int, int, int]) -> dict[str, _
     """For each convolution an image reaches: its input's (H, W), and the batch norm after it."""
     names = {layer: name for name, layer, _ in _weights(backbone) if isinstance(layer, nn.Conv2d)}
     sizes: dict[str, tuple[int, int]] = {}
-    norms: dict[str, nn.BatchNorm2d] = {}
+    norms: dict[str, nn.BatchNorm2d | nn.SyncBatchNorm] = {}
     outputs: list[tuple[str, Tensor]] = []
 
     def after_convolution(layer: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
@@ -523,7 +523,8 @@ def _trace(backbone: nn.Module, input_size: tuple[int, int, int]) -> dict[str, _
     handles = [layer.register_forward_hook(after_convolution) for layer in names]
     for layer in backbone.modules():
         # with batch statistics there is no fixed factor to fold
-        if isinstance(layer, nn.BatchNorm2d) and layer.running_var is not None:
+        batchnorm = isinstance(layer, (nn.BatchNorm2d, nn.SyncBatchNorm))
+        if batchnorm and layer.running_var is not None:
             handles.append(layer.register_forward_pre_hook(before_norm))
     image = next(backbone.parameters()).new_zeros(1, *input_size)
     try:
@@ -536,7 +537,7 @@ def _trace(backbone: nn.Module, input_size: tuple[int, int, int]) -> dict[str, _
     return {name: _Traced(size, norms.get(name)) for name, size in sizes.items()}
 
 
-def _batchnorm_scale(norm: nn.BatchNorm2d) -> Tensor:
+def _batchnorm_scale(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> Tensor:
     """(C,) the factor that each channel meets in evaluation."""
     assert norm.running_var is not None
     scale = torch.rsqrt(norm.running_var + norm.eps)

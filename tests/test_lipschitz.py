@@ -504,6 +504,27 @@ def test_report_folds_the_batch_norm_that_follows() -> None:
     assert report["1.weight"].sigma_min == pytest.approx(values[-1].item())
 
 
+def test_report_folds_synchronised_batch_norms_too() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1))
+    with torch.no_grad():
+        network[1].running_var.uniform_(0.1, 4)
+        network[1].weight.normal_()
+    plain = lipschitz_report(network, (3, 6, 6))
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    assert isinstance(synchronised[1], nn.SyncBatchNorm)
+    assert lipschitz_report(synchronised, (3, 6, 6)) == plain
+
+
+@pytest.mark.parametrize("mode", ["zeros", "circular", "reflect", "replicate"])
+def test_the_operators_bound_is_not_of_reflected_pixels(mode: str) -> None:
+    layer = nn.Conv2d(1, 1, 5, padding=2, padding_mode=mode, bias=False).double()
+    nn.init.ones_(layer.weight)
+    bound = 5 * layer.weight.norm().item()
+    norm = convolution_norm(layer, (6, 6), 500).item()
+    assert (norm <= bound * (1 + 1e-9)) == (mode in ("zeros", "circular"))
+
+
 def test_report_of_a_resnet() -> None:
     torch.manual_seed(0)
     network = torchvision.models.resnet18()
