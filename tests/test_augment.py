@@ -19,7 +19,7 @@ from iecl_solo.solo.data import pretrain_loader
 @pytest.fixture(scope="module")
 def saib() -> SAIB:
     """A SAIB that does something."""
-    module = SAIB(32, outer_skip=False)
+    module = SAIB(32)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in module.parameters():
