@@ -7,6 +7,7 @@ one, `iecl_solo.jacobian` is the exacter tool.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -19,7 +20,13 @@ from iecl_solo.entropy import full_precision
 from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.saib import patchify
 
-__all__ = ["PatchStatistics", "log_det", "patch_statistics"]
+__all__ = [
+    "PatchStatistics",
+    "conditional_entropy",
+    "conditional_entropy_bound",
+    "log_det",
+    "patch_statistics",
+]
 
 COVARIANCES = ("full", "diagonal")
 # Of the mean variance of a raw pixel, added to every variance: noise of 1 % of the deviation, about
@@ -258,3 +265,65 @@ def _solve(module: Map, x: Tensor, v: Tensor, steps: int) -> tuple[Tensor, Tenso
     logs = nodes.clamp(min=torch.finfo(v.dtype).tiny).log()
     quadrature = (vectors[:, 0].square() * logs).sum(1) / 2 + unfit
     return image, energy * quadrature.to(energy)
+
+
+@torch.no_grad()
+def conditional_entropy(
+    module: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    noise: Tensor,
+    *,
+    chunk_size: int = 64,
+) -> Tensor:
+    """H(X' | X = x) of X' = g(x, e), e ~ N(0, I) of m dimensions, in nats, one draw an image.
+
+    H(e) + E 1/2 log det(J^T J), J = dg/de at x (n, m), H(e) = m/2 log(2 pi e): the entropy on the
+    surface of m dimensions in R^n that the noise reaches (by the area formula: ours), exact where
+    g(x, .) is injective and an upper bound of it where two noises give one view. In n > m
+    dimensions there is no density, and that entropy is minus infinity. So is this one where J has
+    not full rank: with m >= n, since the budget takes a direction out.
+
+    Args:
+        module: maps (1, ...) and (1, ...) to (1, ...), as a `NoiseSAIB` does.
+        x: images (B, C, H, W), float32 or float64.
+        noise: draws of e (B, ...), m elements an image.
+        chunk_size: columns of J at once.
+
+    Returns:
+        (B,) in nats, without gradient: its mean over draws is the entropy.
+
+    Cost: m Jacobian-vector products and O(n m^2) an image.
+
+    >>> x, noise = torch.zeros(1, 3, 4, 4), torch.zeros(1, 48)
+    >>> doubled = conditional_entropy(lambda x, e: x + 2 * e.view_as(x), x, noise)
+    >>> round(doubled.item() / 48, 4)  # log(2 pi e) / 2 + log 2
+    2.1121
+    """
+    values = []
+    with full_precision(x.device):
+        for image, draw in zip(x.split(1), noise.split(1), strict=True):
+
+            def pushed(direction: Tensor, image: Tensor = image, draw: Tensor = draw) -> Tensor:
+                return torch.func.jvp(lambda e: module(image, e), (draw,), (direction,))[1]
+
+            dim = draw.numel()
+            basis = torch.eye(dim, dtype=draw.dtype, device=draw.device).view(dim, *draw.shape)
+            rows = torch.func.vmap(pushed, chunk_size=chunk_size)(basis).flatten(1)
+            working = rows if rows.device.type == "mps" else rows.double()
+            sign, logdet = torch.linalg.slogdet(working @ working.T)
+            # below rounding there is no volume, and the sign is chance
+            logdet = torch.where(sign > 0, logdet, -math.inf)
+            values.append(dim / 2 * math.log(2 * math.pi * math.e) + logdet.to(x.dtype) / 2)
+    return torch.stack(values)
+
+
+def conditional_entropy_bound(budget: float) -> float:
+    """The most that H(X' | X) can be in nats per pixel and channel, at a mean absolute step.
+
+    1 + log(2 budget), the entropy of independent Laplace steps, which is greatest at a given mean
+    absolute value (Cover & Thomas 2006, sec. 12.1).
+
+    >>> round(conditional_entropy_bound(0.15), 4)
+    -0.204
+    """
+    return 1 + math.log(2 * budget)

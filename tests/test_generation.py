@@ -12,7 +12,13 @@ from support import in_two_processes
 from torch import Tensor, nn
 
 from iecl_solo.errors import IECLError
-from iecl_solo.generation import NOISE_FLOOR, log_det, patch_statistics
+from iecl_solo.generation import (
+    NOISE_FLOOR,
+    conditional_entropy,
+    conditional_entropy_bound,
+    log_det,
+    patch_statistics,
+)
 from iecl_solo.jacobian import delta_h_split, logabsdet_exact
 from iecl_solo.saib import SAIB, ConvexSAIB, NoiseSAIB, patchify, unpatchify
 
@@ -345,3 +351,49 @@ def test_log_det_at_the_identity_and_of_what_diverged() -> None:
     with torch.no_grad():
         next(saib.parameters()).fill_(math.nan)
         assert log_det(saib, x).isnan().all()
+
+
+# --- entropy of a view given its image
+
+
+def test_conditional_entropy_of_a_linear_map_is_the_gaussians() -> None:
+    torch.manual_seed(0)
+    mixing = torch.randn(48, 10, dtype=torch.float64)
+    x, noise = torch.zeros(2, 3, 4, 4).double(), torch.randn(2, 10).double()
+    found = conditional_entropy(lambda x, e: x + (e @ mixing.T).view_as(x), x, noise)
+    normal = torch.distributions.MultivariateNormal(torch.zeros(10).double(), mixing.T @ mixing)
+    torch.testing.assert_close(found, normal.entropy().expand(2))
+
+
+def test_conditional_entropy_of_a_saib_by_the_whole_jacobian() -> None:
+    torch.manual_seed(0)
+    saib = NoiseSAIB(8, noise_channels=3, budget=0.3).double()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    noise = saib.draw(x)
+    found = conditional_entropy(saib, x, noise, chunk_size=5)
+    for i in range(2):
+        jacobian = torch.autograd.functional.jacobian(
+            lambda e, i=i: saib(x[i : i + 1], e).flatten(), noise[i : i + 1]
+        ).flatten(1)
+        volume = torch.linalg.svdvals(jacobian).log().sum()
+        expected = 6 * math.log(2 * math.pi * math.e) + volume  # 12 dimensions
+        assert found[i].item() == pytest.approx(expected.item(), rel=1e-8)
+    # it grows with the budget by its logarithm, as the bound does
+    with torch.no_grad():
+        saib.log_budget.add_(1.0)
+    more = conditional_entropy(saib, x, noise)
+    torch.testing.assert_close(more, found + 12)
+    assert conditional_entropy_bound(0.3 * math.e) - conditional_entropy_bound(0.3) == (
+        pytest.approx(1)
+    )
+
+
+def test_without_full_rank_there_is_no_entropy() -> None:
+    x, noise = (
+        torch.zeros(1, 3, 4, 4),
+        torch.randn(1, 2, generator=torch.Generator().manual_seed(0)),
+    )
+    flat = conditional_entropy(lambda x, e: x + e.sum() * torch.ones_like(x), x, noise)
+    assert flat.item() < -15  # minus infinity, or the logarithm of a rounding
+    laplace = torch.distributions.Laplace(0.0, 0.15)
+    assert conditional_entropy_bound(0.15) == pytest.approx(laplace.entropy().item())

@@ -35,6 +35,8 @@ NAMES = {
     "host_loss": ("the host's own loss", ""),
     "delta_h_contrast": ("ΔH from contrast", "nats per dimension"),
     "delta_h_beyond_contrast": ("ΔH beyond contrast", "nats per dimension"),
+    "conditional_entropy": ("H(X′ | X) of SAIB", "nats per noise dimension"),
+    "budget": ("SAIB's mean step", "deviations"),
     "patch_kl": ("KL of the views' patches", "nats per dimension"),
     "iecl_kl": ("KL of the embeddings", "nats per dimension"),
     "iecl_patch_kl": ("KL of the views' patches", "nats per dimension"),
