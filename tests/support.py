@@ -51,7 +51,10 @@ METHOD_KWARGS: dict[str, dict[str, Any]] = {
 }
 
 #: Every weight zero and no SAIB: the twin must be its host.
-OFF = {"beta": 0.0, "lambda": 0.0, "eta": 0.0, "gamma": 0.0, "placement": "none"}
+OFF = {
+    **{"beta": 0.0, "lambda": 0.0, "eta": 0.0, "gamma": 0.0},
+    **{"generation": {"weight": 0.0}, "placement": "none"},
+}
 
 
 def image_folder(root: Path, classes: int = 3, images: int = 8, size: int = SIZE) -> Path:

@@ -158,6 +158,9 @@ class Objective(nn.Module):
         """
         return {}
 
+    def before_optimizer_step(self) -> None:
+        """Called when the gradients of a step are complete and unscaled. Default: nothing."""
+
 
 def warmup(epoch: float, epochs: float) -> float:
     """Linear ramp from 0 to 1 over the first ``epochs`` epochs (ours; the papers are silent).

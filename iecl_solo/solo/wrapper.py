@@ -327,6 +327,11 @@ def with_objective(host_class: Any, *objective_classes: type[Objective]) -> type
         def _epoch(self, batch_idx: int) -> float:
             return self.current_epoch + batch_idx / max(1, self.trainer.num_training_batches)
 
+        def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+            super().on_before_optimizer_step(optimizer)
+            for objective in self.objectives.values():
+                objective.before_optimizer_step()
+
         def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
             super().on_save_checkpoint(checkpoint)
             ckpt.to_plain(checkpoint["state_dict"], self, self._networks.values(), first)

@@ -88,7 +88,7 @@ def test_pretrain_composes(name: str) -> None:
     assert isinstance(cfg["optimizer"]["weight_decay"], float)
     assert all(a["crop_size"] == cfg["data"]["image_size"] for a in cfg["augmentations"])
     assert sum(a["num_crops"] for a in cfg["augmentations"]) == 2
-    assert cfg["data"]["image_size"] % IECLConfig().saib.patch_size == 0
+    assert cfg["data"]["image_size"] % IECLConfig().saib.build(32).patch_size == 0
     assert cfg["method_kwargs"].get("queue_size", 0) % cfg["optimizer"]["batch_size"] == 0
     assert ("momentum" in cfg) == (split_method(method)[1] not in ("simclr", "simsiam", "spectral"))
     assert {"checkpoint", "auto_resume", "csv", "tensorboard", "wandb", "performance"} <= set(cfg)
@@ -138,7 +138,7 @@ def test_pretrain_builds(name: str, images: Path) -> None:
 
 def test_default_preset_is_the_dataclass() -> None:
     written = plain(composed("iecl/default"))["iecl"]
-    assert list(written) == ["beta", "lambda", "eta", "gamma"]
+    assert list(written) == ["beta", "lambda", "eta", "gamma", "generation", "saib"]
     assert parse_block("iecl", IECLConfig, written) == IECLConfig()
 
 
@@ -152,10 +152,12 @@ def test_presets_of_climb() -> None:
 
 def test_presets_keep_only_their_term() -> None:
     kept = {
-        "default": ("query", {"beta", "lambda_", "eta", "gamma"}),
+        "default": ("query", {"beta", "lambda_", "eta", "gamma", "generation"}),
         "none": ("none", set()),
         "saib_only": ("query", {"gamma"}),
-        "kl_only": ("none", {"beta"}),
+        "kl_only": ("query", {"beta"}),
+        "generation_only": ("query", {"beta", "generation"}),
+        "noise": ("query", {"lambda_"}),
         "entropy_only": ("none", {"lambda_"}),
         "regularizer_only": ("none", {"eta"}),
     }
@@ -163,10 +165,16 @@ def test_presets_keep_only_their_term() -> None:
     for preset, (placement, terms) in kept.items():
         cfg = composed("pretrain/digits/iecl_simclr", f"iecl={preset}")
         config = parse_block("iecl", IECLConfig, cfg.iecl)
-        weights = {t: getattr(config, t) for t in ("beta", "lambda_", "eta", "gamma")}
+        weights = _weights(config)
+        assert config.saib.variant == ("noise" if preset == "noise" else "paper")
         assert config.placement == placement
         assert {t for t, weight in weights.items() if weight} == terms
-        assert all(weights[t] == getattr(IECLConfig(), t) for t in terms)
+        assert all(weights[t] == _weights(IECLConfig())[t] for t in terms)
+
+
+def _weights(config: IECLConfig) -> dict[str, float]:
+    weights = {t: getattr(config, t) for t in ("beta", "lambda_", "eta", "gamma")}
+    return weights | {"generation": config.generation.weight}
 
 
 def test_overrides() -> None:
@@ -223,7 +231,7 @@ def users_own(folder: Path, text: str, *overrides: str) -> DictConfig:
 def test_a_users_own_file_may_take_our_groups(tmp_path: Path) -> None:
     text = "defaults: [_self_, /iecl: kl_only, /augmentations: symmetric]\ndata: {image_size: 64}\n"
     cfg = users_own(tmp_path, text)
-    assert (cfg.iecl.placement, cfg.iecl.eta) == ("none", 0)
+    assert (cfg.iecl.generation.weight, cfg.iecl.eta) == (0, 0)
     assert cfg.augmentations[0].crop_size == 64
 
 

@@ -7,7 +7,8 @@ import time
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 _SHOWN = (
-    *("train_acc1_epoch", "val_acc1", "train_iecl_kl_epoch", "train_iecl_entropy_epoch"),
+    *("train_acc1_epoch", "val_acc1", "train_iecl_patch_kl_epoch"),
+    *("train_iecl_generation_epoch", "train_iecl_entropy_epoch", "train_iecl_budget_epoch"),
     *("train_climb_entropy_bound_epoch", "train_climb_coding_rate_epoch"),
 )
 
