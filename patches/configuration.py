@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,10 @@ def _runs_on_cpus(accelerator: str) -> bool:
 
 
 def _modules() -> list[Any]:
-    if importlib.util.find_spec("solo.args.pretrain") is None:
+    try:
+        if importlib.util.find_spec(_MODULES[0]) is None:
+            return []
+    except ModuleNotFoundError:  # not even solo.args
         return []
     return [importlib.import_module(name) for name in _MODULES]
 
@@ -68,8 +72,13 @@ def _count_any_devices() -> None:
 
         return parse
 
+    script = sys.modules["__main__"]
     for module in _modules():
-        module.parse_cfg = counting(module.parse_cfg)
+        original = module.parse_cfg
+        module.parse_cfg = counting(original)
+        # the host's own script has imported it by name before Hydra could bring this package in
+        if getattr(script, "parse_cfg", None) is original:
+            script.parse_cfg = module.parse_cfg  # type: ignore[attr-defined]
 
 
 DEVICE_COUNT = Patch(

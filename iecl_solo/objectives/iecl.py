@@ -186,6 +186,8 @@ class IECL(Objective):
 
     name = "iecl"
     Config = IECLConfig
+    shown = ("kl", "entropy")
+    query = "Z'"
 
     def __init__(
         self,
@@ -214,6 +216,10 @@ class IECL(Objective):
     @property
     def parametrizes(self) -> bool:
         return self.config.eta > 0 and self.config.regularizer.mode == "parametrize"
+
+    @property
+    def transformer(self) -> SAIB | None:
+        return self.saib
 
     @property
     def lr_multiplier(self) -> float:

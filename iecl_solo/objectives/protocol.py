@@ -121,16 +121,25 @@ class Objective(nn.Module):
     Attributes:
         name: prefix of the registered methods, of the log entries and name of the config block.
         Config: the dataclass that the config block is checked against.
+        shown: terms worth a place on the line that a run prints for each epoch.
+        query: what the query's embeddings are called, in H(...).
     """
 
     name: ClassVar[str]
     Config: ClassVar[type[Any]]
+    shown: ClassVar[tuple[str, ...]] = ()
+    query: ClassVar[str] = "Z"
     views: Views
 
     @property
     def parametrizes(self) -> bool:
         """Whether the host's networks are to be spectrally normalised layer by layer."""
         return False
+
+    @property
+    def transformer(self) -> nn.Module | None:
+        """What it learns to make of a view, (B, C, H, W) to the same; None if it learns nothing."""
+        return None
 
     @property
     def lr_multiplier(self) -> float:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from iecl_solo.errors import IECLError, unknown_name
@@ -184,59 +184,7 @@ def prepare_pretrain(cfg: DictConfig, host: Host) -> DictConfig:
             OmegaConf.update(cfg, block, None if block == "data.val_path" else {})
     require(cfg, [f"method_kwargs.{key}" for key in cfg.method_kwargs])
     with host_refusals(f"method '{cfg.method}'"):
-        if host.takes_cfg:
-            # main counts devices with len()
-            devices, cfg.devices = cfg.get("devices", 1), list(range(device_count(cfg)))
-            cfg = host.import_module("args.pretrain").parse_cfg(cfg)
-            cfg.devices = devices
-        else:
-            _complete_like_main(cfg)
-    return cfg
-
-
-def _complete_like_main(cfg: DictConfig) -> None:
-    """What main's ``parse_cfg`` derives, for the host that has none: one YAML, one run."""
-    defaults = {
-        "seed": 5,
-        "strategy": None,
-        "num_nodes": 1,
-        "resume_from_checkpoint": None,
-        "accumulate_grad_batches": 1,
-        "data.format": "image_folder",
-        "data.no_labels": False,
-        "data.fraction": -1,
-        "optimizer.exclude_bias_n_norm_wd": False,
-        "scheduler.lr_decay_steps": None,
-        "scheduler.min_lr": 0.0,
-        "scheduler.warmup_start_lr": 3e-5,
-        "scheduler.warmup_epochs": 10,
-        "momentum.base_tau": 0.99,
-        "momentum.final_tau": 1.0,
-        "momentum.classifier": False,
-        "knn_eval.enabled": False,
-        "knn_eval.k": 20,
-        "checkpoint.enabled": False,
-        "checkpoint.dir": "trained_models",
-        "checkpoint.frequency": 1,
-    }
-    with open_dict(cfg):
-        for key, value in defaults.items():
-            if OmegaConf.select(cfg, key) is None:
-                OmegaConf.update(cfg, key, value, force_add=True)
-        dataset = cfg.data.dataset
-        cfg.data.num_classes = NUM_CLASSES.get(dataset) or max(
-            1, sum(entry.is_dir() for entry in Path(cfg.data.train_path).iterdir())
-        )
-        large = cfg.augmentations[0].crop_size
-        crops = [(a.crop_size == large, a.num_crops) for a in cfg.augmentations]
-        cfg.data.num_large_crops = sum(n for is_large, n in crops if is_large)
-        cfg.data.num_small_crops = sum(n for is_large, n in crops if not is_large)
-        scale = cfg.optimizer.batch_size * device_count(cfg) * cfg.num_nodes / 256
-        cfg.optimizer.lr = cfg.optimizer.lr * scale
-        if cfg.data.val_path is not None:
-            cfg.optimizer.classifier_lr = cfg.optimizer.classifier_lr * scale
-        if cfg.optimizer.name in ("sgd", "lars"):
-            cfg.optimizer.kwargs.setdefault("momentum", 0.9)
+        return host.complete(cfg)
 
 
 def prepare_linear(cfg: DictConfig, host: Host) -> DictConfig:
@@ -258,23 +206,4 @@ def prepare_linear(cfg: DictConfig, host: Host) -> DictConfig:
     check_data(cfg, full_batches=False)
     cfg.name = cfg.get("name") or f"linear-{cfg.data.dataset}"
     with host_refusals("linear evaluation"):
-        if host.takes_cfg:
-            devices, cfg.devices = cfg.get("devices", 1), list(range(device_count(cfg)))
-            cfg = host.import_module("args.linear").parse_cfg(cfg)
-            cfg.devices = devices
-            return cfg
-        cfg.num_nodes = cfg.get("num_nodes", 1)
-        cfg.seed = cfg.get("seed", 5)
-        cfg.data.num_classes = NUM_CLASSES.get(cfg.data.dataset) or sum(
-            entry.is_dir() for entry in Path(cfg.data.train_path).iterdir()
-        )
-        scale = cfg.optimizer.batch_size * device_count(cfg) * cfg.num_nodes / 256
-        cfg.optimizer.lr = cfg.optimizer.lr * scale
-        if cfg.optimizer.name in ("sgd", "lars"):
-            OmegaConf.update(
-                cfg,
-                "optimizer.kwargs.momentum",
-                OmegaConf.select(cfg, "optimizer.kwargs.momentum", default=0.9),
-                force_add=True,
-            )
-    return cfg
+        return host.complete_linear(cfg)

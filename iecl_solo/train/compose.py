@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from iecl_solo.errors import IECLError, unknown_name
 
+_BLOCKS = ("objectives=", "monitor.", "evaluation.", "compare.", "settings.", "axes.", "arms.")
 PACKAGED = "pkg://iecl_solo.configs"
 
 
@@ -34,6 +35,20 @@ def _own_hydra() -> Iterator[None]:
         GlobalHydra.instance().clear()
         if outer is not None:
             GlobalHydra.instance().initialize(outer)
+
+
+def optional(overrides: Sequence[str]) -> list[str]:
+    """Overrides of blocks that a YAML need not have, so that KEY=VALUE works without Hydra's "+".
+
+    They are the objectives' own, and those of the commands.
+
+    >>> optional(["iecl.beta=1", "seed=3"])
+    ['++iecl.beta=1', 'seed=3']
+    """
+    from iecl_solo.solo.registry import OBJECTIVES
+
+    blocks = (*(f"{objective.name}." for objective in OBJECTIVES), *_BLOCKS)
+    return [f"++{o}" if o.startswith(blocks) else o for o in overrides]
 
 
 def compose_pretrain(config: str, method: str, overrides: list[str]) -> DictConfig:
@@ -61,4 +76,4 @@ def compose_pretrain(config: str, method: str, overrides: list[str]) -> DictConf
             source = initialize_config_module("iecl_solo.configs", version_base="1.3")
             name = f"pretrain/{config}/{method}"
         with source:
-            return compose(name, overrides=overrides)
+            return compose(name, overrides=optional(overrides))

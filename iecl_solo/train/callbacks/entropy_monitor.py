@@ -17,9 +17,10 @@ from iecl_solo.entropy import coding_rate, effective_rank, gaussian_kl, knn_entr
 from iecl_solo.errors import IECLError
 from iecl_solo.jacobian import delta_h_split, log_volume
 from iecl_solo.lipschitz import evaluating, sigmas
-from iecl_solo.saib import save_saib
+from iecl_solo.saib import SAIB, save_saib
 from iecl_solo.solo.embed import embed
 from iecl_solo.solo.host import Host
+from iecl_solo.solo.wrapper import transforming
 
 _OF_EMBEDDINGS = (
     "entropy_query",
@@ -82,7 +83,7 @@ def measure(
 
     The global random state is neither read nor moved.
     """
-    objective: Any = getattr(model, "iecl", None)
+    objective = transforming(model)
     query_view = objective.views.query[0] if objective is not None else 1
     anchor_view = 1 - query_view if query_view < 2 else 0
     with evaluating(model), torch.no_grad(), torch.autocast(model.device.type, enabled=False):
@@ -106,10 +107,10 @@ def measure(
         values["sigma_min"] = min(smallest for _, smallest in spectrum.values())
         for layer, (largest, smallest) in spectrum.items():
             values[f"sigma_max/{layer}"], values[f"sigma_min/{layer}"] = largest, smallest
-        if objective is not None and objective.saib is not None:
+        if objective is not None and objective.transformer is not None:
             generator = torch.Generator(query_x.device).manual_seed(0)
             delta = delta_h_split(
-                objective.saib,
+                objective.transformer,
                 query_x[: config.delta_h_images],
                 probes=config.probes,
                 steps=config.steps,
@@ -159,10 +160,11 @@ class EntropyMonitor(Callback):
         values["monitor_seconds"] = time.perf_counter() - start
         module.log_dict({f"monitor_{k}": v for k, v in values.items()}, rank_zero_only=True)
         self._write({"epoch": trainer.current_epoch, **values})
-        saib = getattr(getattr(module, "iecl", None), "saib", None)
-        if saib is not None:
+        objective = transforming(module)
+        if objective is not None and isinstance(objective.transformer, SAIB):
             save_saib(
-                saib, self.path.parent / f"saib-epoch-{trainer.current_epoch:04d}.safetensors"
+                objective.transformer,
+                self.path.parent / f"saib-epoch-{trainer.current_epoch:04d}.safetensors",
             )
 
     def _write(self, row: dict[str, float]) -> None:
