@@ -44,10 +44,7 @@ def _runs_on_cpus(accelerator: str) -> bool:
 
 
 def _modules() -> list[Any]:
-    try:
-        if importlib.util.find_spec(_MODULES[0]) is None:
-            return []
-    except ModuleNotFoundError:  # not even solo.args
+    if importlib.util.find_spec("solo.args.pretrain") is None:
         return []
     return [importlib.import_module(name) for name in _MODULES]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.quiet import quiet
-from iecl_solo.train.compose import PACKAGED, optional, packaged_configs
+from iecl_solo.train.compose import PACKAGED, check_packaged, optional, packaged_configs
 
 # a run keeps its own record; Hydra's would be written even for a run that is refused
 _NO_FILES = (
@@ -62,9 +62,9 @@ def _source(command: str, folder: str, arguments: list[str]) -> tuple[str, str, 
         )
     name = name.removesuffix(".yaml")
     if path is None or path == PACKAGED:
-        if name.removeprefix(f"{folder}/") not in packaged_configs(folder):
-            raise unknown_name("config", name, packaged_configs(folder))
-        return PACKAGED, f"{folder}/{name.removeprefix(f'{folder}/')}", rest
+        name = name.removeprefix(f"{folder}/")
+        check_packaged(folder, name)
+        return PACKAGED, f"{folder}/{name}", rest
     root = Path(path).expanduser().resolve()
     if not root.is_dir():
         raise IECLError(f"--config-path {path}: no such folder")

@@ -47,6 +47,7 @@ def configure(name: str, overrides: Sequence[str] = ()) -> DictConfig:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> from iecl_solo.digits import write_digits
         >>> root = write_digits(Path(tempfile.mkdtemp()) / "digits")
         >>> data = [f"data.train_path={root}/train", "data.val_path=null"]
@@ -78,6 +79,7 @@ def load(name: str, overrides: Sequence[str] = (), **trainer: Any) -> Loaded:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> from iecl_solo.digits import write_digits
         >>> root = write_digits(Path(tempfile.mkdtemp()) / "digits")
         >>> data = [f"data.train_path={root}/train", "data.val_path=null"]

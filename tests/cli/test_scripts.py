@@ -16,6 +16,7 @@ from support import HOST, image_folder
 from iecl_solo.evaluate.load import load_method, read_pretrained
 from iecl_solo.saib import save_saib
 from iecl_solo.solo.checkpoint import backbone_state, read_checkpoint
+from iecl_solo.train.compose import packaged_configs
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = HOST.path.parent  # GitHub main keeps them at the checkout's root; 1.0.2 ships none
@@ -84,9 +85,7 @@ def test_regular_install_holds_all_it_needs(regular_install: Path, tmp_path: Pat
     )
     out = run_python(["-c", code], tmp_path, PYTHONPATH=str(regular_install)).splitlines()
     assert Path(out[0]).is_relative_to(regular_install)
-    assert int(out[1]) == len(
-        [p for p in (ROOT / "configs/pretrain").rglob("*.yaml") if p.stem != "base"]
-    )
+    assert int(out[1]) == len(packaged_configs("pretrain"))
 
 
 if (SCRIPTS / "main_pretrain.py").is_file():

@@ -142,6 +142,8 @@ if not hasattr(METHODS["simclr"], "add_model_specific_args"):
     METHODS["my_method"].__mro__[1].add_model_specific_args = staticmethod(lambda parser: parser)
 parser = METHODS["my_method"].add_model_specific_args(argparse.ArgumentParser())
 words = "--kind cube --signed true --power 3 --margin 0.5"
+for action in parser._actions:
+    action.required = False
 given, _ = parser.parse_known_args(words.split())
 print(repr(given.kind), given.signed, given.power, given.margin)
 given, _ = parser.parse_known_args([])
