@@ -6,7 +6,6 @@ It is what lets solo-learn's own unmodified ``main_pretrain.py`` run ``method: i
 from __future__ import annotations
 
 import builtins
-from typing import List  # noqa: UP035  (the class has a method of the builtin's name)
 
 import iecl_solo.configs  # importing the package registers the methods
 from hydra.core.config_search_path import ConfigSearchPath
