@@ -5,7 +5,9 @@ from __future__ import annotations
 from lightning.pytorch import LightningModule
 from omegaconf import DictConfig
 from torch import nn
+from torch.nn.parameter import is_lazy
 
+from iecl_solo.errors import IECLError
 from iecl_solo.solo.host import Host, find_host
 from iecl_solo.solo.settings import host_refusals
 
@@ -21,7 +23,13 @@ def build_model(cfg: DictConfig, host: Host | None = None) -> LightningModule:
         IECLError: one line, when the host or an objective refuses the configuration.
     """
     with host_refusals(f"method '{cfg.method}'"):
-        return (host or find_host()).build(cfg)
+        model = (host or find_host()).build(cfg)
+    for name, weight in model.named_parameters():
+        if not is_lazy(weight) and weight.numel() == 0:
+            raise IECLError(
+                f"method '{cfg.method}': its layer {name} has no weight (backbone.kwargs)"
+            )
+    return model
 
 
 def build_linear(cfg: DictConfig, backbone: nn.Module, host: Host) -> LightningModule:

@@ -46,10 +46,21 @@ def with_saib(transform: Any, augmentation: Mapping[str, Any]) -> Any:
 
 
 def pretrain_loader(cfg: DictConfig, host: Host) -> DataLoader:
-    """Batches ``[index, views, label]`` as the host's pretraining script makes them."""
+    """Batches ``[index, views, label]`` as the host's pretraining script makes them.
+
+    Raises:
+        IECLError: one line, when the data set is not there and cannot be had.
+    """
     if cfg.data.format == "dali":
         raise IECLError("data.format: dali is for solo-learn's own script; use image_folder or h5")
-    return host.pretrain_loader(cfg, _named_errors(host.pretrain_set(cfg)))
+    try:
+        dataset = host.pretrain_set(cfg)
+    except (OSError, RuntimeError) as error:  # a download that fails raises either
+        reason = " ".join(str(error).split())
+        raise IECLError(
+            f"data.train_path: {cfg.data.train_path}: {cfg.data.dataset} cannot be read ({reason})"
+        ) from error
+    return host.pretrain_loader(cfg, _named_errors(dataset))
 
 
 def _sized_transforms(size: int, mean: Any, std: Any) -> tuple[Any, Any]:

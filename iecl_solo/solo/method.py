@@ -73,6 +73,8 @@ def host_method(method_class: type[Method]) -> type:
     name, options = method_class.name, fields(method_class.Config)
 
     class HostMethod(base):
+        Config = method_class.Config
+
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             given = host.unpack(type(self), args, kwargs, {_BLOCK: [f.name for f in options]})
             super().__init__(*given.args, **given.kwargs)

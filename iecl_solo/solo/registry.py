@@ -134,6 +134,11 @@ def complete_objective(cfg: DictConfig) -> None:
         if objective.name in split_method(cfg.method)[0]:
             config = parse_block(objective.name, objective.Config, cfg.get(objective.name))
             cfg[objective.name] = dump_block(config)
+        elif cfg.get(objective.name) is not None:
+            raise IECLError(
+                f"{objective.name}: method '{cfg.method}' does not carry it; name it in "
+                f"objectives, or leave the block out"
+            )
 
 
 def check_method(name: str) -> None:

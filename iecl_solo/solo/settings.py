@@ -6,25 +6,19 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from iecl_solo import checks
 from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.solo import schema
+from iecl_solo.solo.config import plain
 from iecl_solo.solo.host import Host
 
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "stl10": 10, "imagenet": 1000, "imagenet100": 100}
 DATASETS = (*NUM_CLASSES, "custom")
 FOLDER_DATASETS = ("imagenet", "imagenet100", "custom")
-#: Optimisers of the hosts, and the ``optimizer.kwargs`` each one takes.
-OPTIMIZERS = {
-    "sgd": ("momentum", "dampening", "nesterov"),
-    "lars": ("momentum", "dampening", "nesterov", "eta", "eps", "clip_lr", "exclude_bias_n_norm"),
-    "adam": ("betas", "eps", "amsgrad"),
-    "adamw": ("betas", "eps", "amsgrad"),
-}
-SCHEDULERS = ("warmup_cosine", "step", "none")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 _REQUIRED = [
@@ -53,39 +47,19 @@ def host_refusals(what: str) -> Iterator[None]:
     except AssertionError as error:
         line = traceback.extract_tb(error.__traceback__)[-1].line
         raise IECLError(f"{what}: solo-learn refuses this configuration: {error or line}") from None
-    except TypeError as error:
-        raise IECLError(f"{what}: solo-learn refuses this configuration: {error}") from None
+    except IECLError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise IECLError(f"{what}: solo-learn refuses this configuration: {reason}") from error
 
 
-def check_one_of(key: str, given: Any, allowed: Any) -> None:
-    """One line, with the nearest valid name, if ``given`` is not allowed."""
-    if given not in allowed:
-        raise IECLError(f"{key}: {unknown_name('value', given, allowed)}")
-
-
-def check_optimizer(cfg: DictConfig) -> None:
-    """The optimiser is known, its numbers are numbers and its options its own."""
-    check_one_of("optimizer.name", cfg.optimizer.name, OPTIMIZERS)
-    check_number(cfg, "optimizer.lr")
-    check_number(cfg, "optimizer.weight_decay")
-    for option in cfg.optimizer.get("kwargs") or ():
-        check_one_of(
-            f"optimizer.kwargs of {cfg.optimizer.name}", option, OPTIMIZERS[cfg.optimizer.name]
-        )
+check_one_of = checks.one_of
 
 
 def check_positive_int(cfg: DictConfig, key: str, minimum: int = 1) -> None:
     """One line if ``key`` is not a whole number of at least ``minimum``."""
-    value = OmegaConf.select(cfg, key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise IECLError(f"{key}: {value!r} is not allowed, a whole number from {minimum} up is")
-
-
-def check_number(cfg: DictConfig, key: str) -> None:
-    """One line if ``key`` is not a number of at least 0."""
-    value = OmegaConf.select(cfg, key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-        raise IECLError(f"{key}: {value!r} is not allowed, a number from 0 up is")
+    checks.whole(key, OmegaConf.select(cfg, key), minimum)
 
 
 def require(cfg: DictConfig, keys: list[str] | tuple[str, ...]) -> None:
@@ -143,7 +117,6 @@ def check_data(cfg: DictConfig, *, full_batches: bool = True) -> None:
         full_batches: whether a batch that is not full is dropped, as in pretraining.
     """
     check_one_of("data.dataset", cfg.data.dataset, DATASETS)
-    check_positive_int(cfg, "optimizer.batch_size", 2)
     if cfg.data.dataset not in FOLDER_DATASETS or cfg.data.get("format") in ("h5", "dali"):
         return
     labelled = not cfg.data.get("no_labels", False)
@@ -155,6 +128,12 @@ def check_data(cfg: DictConfig, *, full_batches: bool = True) -> None:
             f"optimizer.batch_size: {cfg.optimizer.batch_size} is more than the {images} images "
             f"of data.train_path, so that no batch is ever full"
         )
+
+
+def _options(host: Host, method: str) -> set[str] | None:
+    """Names of ``method_kwargs``; None for a method that checks its own."""
+    own = method not in host.methods or hasattr(host.methods[method], "Config")
+    return None if own else host.options(method)
 
 
 def prepare_pretrain(cfg: DictConfig, host: Host) -> DictConfig:
@@ -172,17 +151,19 @@ def prepare_pretrain(cfg: DictConfig, host: Host) -> DictConfig:
     require(cfg, _REQUIRED)
     if cfg.backbone.name not in host.backbones:
         raise unknown_name("backbone", cfg.backbone.name, host.backbones)
-    check_optimizer(cfg)
-    check_one_of("scheduler.name", cfg.scheduler.name, SCHEDULERS)
-    check_positive_int(cfg, "max_epochs")
     if not isinstance(cfg.get("augmentations"), ListConfig) or not cfg.augmentations:
         raise IECLError("augmentations: a list of at least one pipeline is needed")
+    method = host.methods.get(cfg.method)
+    schema.check(plain(cfg), tuple(getattr(method, "blocks", ())))
     check_data(cfg)
     cfg.name = cfg.get("name") or f"{cfg.method}-{cfg.data.dataset}"
     for block in ("backbone.kwargs", "optimizer.kwargs", "method_kwargs", "data.val_path"):
         if OmegaConf.select(cfg, block) is None:
             OmegaConf.update(cfg, block, None if block == "data.val_path" else {})
-    require(cfg, [f"method_kwargs.{key}" for key in cfg.method_kwargs])
+    options = plain(cfg.method_kwargs)
+    if isinstance(options, dict):
+        require(cfg, [f"method_kwargs.{key}" for key in options])
+    schema.check_method_options(options, _options(host, cfg.method))
     with host_refusals(f"method '{cfg.method}'"):
         return host.complete(cfg)
 
@@ -201,8 +182,9 @@ def prepare_linear(cfg: DictConfig, host: Host) -> DictConfig:
     require(cfg, ["pretrained_feature_extractor", "data.val_path", *_REQUIRED[1:]])
     if cfg.backbone.name not in host.backbones:
         raise unknown_name("backbone", cfg.backbone.name, host.backbones)
-    check_optimizer(cfg)
-    check_positive_int(cfg, "max_epochs")
+    given = plain(cfg)
+    del given["scheduler"]["name"]  # it knows more of them than pretraining does
+    schema.check(given)
     check_data(cfg, full_batches=False)
     cfg.name = cfg.get("name") or f"linear-{cfg.data.dataset}"
     with host_refusals("linear evaluation"):
