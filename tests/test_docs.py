@@ -52,7 +52,7 @@ def imports(path: Path) -> set[str]:
 
 #: The floors, lowest first: what stands on one imports from its own and from those below.
 FLOORS = (
-    ("errors", "version", "files", "quiet", "images", "saib", "entropy", "jacobian",
+    ("errors", "checks", "version", "files", "quiet", "images", "saib", "entropy", "jacobian",
      "generation", "lipschitz", "losses", "augment", "digits", "patches", "configs"),
     ("objectives", "methods"),
     ("solo",),

@@ -81,9 +81,10 @@ def run(args: argparse.Namespace) -> int:
     from safetensors.torch import save_file
 
     from iecl_solo.evaluate.load import load_backbone, load_method, read_pretrained
-    from iecl_solo.saib import save_saib
+    from iecl_solo.saib import SAIB, save_saib
     from iecl_solo.solo.config import plain
     from iecl_solo.solo.host import find_host
+    from iecl_solo.solo.wrapper import transforming
 
     to = Path(args.to)
     if to.suffix != ".safetensors":
@@ -93,10 +94,10 @@ def run(args: argparse.Namespace) -> int:
     to.parent.mkdir(parents=True, exist_ok=True)
     part = to.with_suffix(".part")
     if args.saib:
-        objective = getattr(load_method(pretrained, host), "iecl", None)
-        if objective is None or objective.saib is None:
+        objective = transforming(load_method(pretrained, host))
+        if objective is None or not isinstance(objective.transformer, SAIB):
             raise IECLError(f"checkpoint {pretrained.path}: it was trained without a SAIB")
-        save_saib(objective.saib, part)
+        save_saib(objective.transformer, part)
         lines = ["from iecl_solo.saib import load_saib", f"saib = load_saib({args.to!r})"]
     else:
         cfg = pretrained.cfg

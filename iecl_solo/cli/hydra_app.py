@@ -10,21 +10,7 @@ from pathlib import Path
 
 from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.quiet import quiet
-from iecl_solo.train.compose import PACKAGED, packaged_configs
-
-# blocks of ours that a user's own YAML need not have: KEY=VALUE works without Hydra's "+"
-_OPTIONAL_BLOCKS = (
-    "iecl.",
-    "climb.",
-    "objectives=",
-    "monitor.",
-    "evaluation.",
-    "compare.",
-    "settings.",
-    "axes.",
-    "arms.",
-)
-
+from iecl_solo.train.compose import PACKAGED, check_packaged, optional, packaged_configs
 
 # a run keeps its own record; Hydra's would be written even for a run that is refused
 _NO_FILES = (
@@ -76,9 +62,9 @@ def _source(command: str, folder: str, arguments: list[str]) -> tuple[str, str, 
         )
     name = name.removesuffix(".yaml")
     if path is None or path == PACKAGED:
-        if name.removeprefix(f"{folder}/") not in packaged_configs(folder):
-            raise unknown_name("config", name, packaged_configs(folder))
-        return PACKAGED, f"{folder}/{name.removeprefix(f'{folder}/')}", rest
+        name = name.removeprefix(f"{folder}/")
+        check_packaged(folder, name)
+        return PACKAGED, f"{folder}/{name}", rest
     root = Path(path).expanduser().resolve()
     if not root.is_dir():
         raise IECLError(f"--config-path {path}: no such folder")
@@ -141,7 +127,7 @@ def run(command: str, module: str, folder: str, what: str, arguments: list[str])
     flags = [a for a in rest if a in ("--multirun", "-m")]
     overrides = [a for a in rest if a not in flags]
     sys.argv = [f"iecl-solo {command}", *flags, *_NO_FILES]
-    sys.argv += [f"++{a}" if a.startswith(_OPTIONAL_BLOCKS) else a for a in overrides]
+    sys.argv += optional(overrides)
     try:
         hydra.main(version_base="1.3", config_path=path, config_name=name)(task)()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:

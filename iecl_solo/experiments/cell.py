@@ -18,9 +18,10 @@ from iecl_solo.evaluate.run import evaluate
 from iecl_solo.experiments.cost import measure_cost
 from iecl_solo.experiments.grid import BenchmarkConfig, Cell, cells, configuration
 from iecl_solo.experiments.store import STORE, Store
-from iecl_solo.saib import save_saib
+from iecl_solo.saib import SAIB, save_saib
 from iecl_solo.solo.config import parse_block, plain
 from iecl_solo.solo.host import Host, find_host
+from iecl_solo.solo.wrapper import transforming
 from iecl_solo.train.fit import pretrain
 from iecl_solo.train.logs import training_curves
 from iecl_solo.train.run import versions
@@ -67,8 +68,10 @@ def _train(
 ) -> tuple[dict[str, float], list[tuple[int, str, float]], dict[str, Any]]:
     run = pretrain(_prepare(benchmark, cell))
     if any(other.source == cell.id for other in cells(benchmark)):
-        trained: Any = load_method(read_pretrained(run.checkpoint), host)
-        save_saib(trained.iecl.saib, run.folder / "saib.safetensors")
+        trained = transforming(load_method(read_pretrained(run.checkpoint), host))
+        if trained is None or not isinstance(trained.transformer, SAIB):
+            raise IECLError(f"saib_from: {cell.id} was trained without a SAIB")
+        save_saib(trained.transformer, run.folder / "saib.safetensors")
     protocol = parse_block("evaluation", EvaluationConfig, benchmark.evaluation)
     measures = evaluate(run, protocol)
     assert run.result is not None

@@ -27,9 +27,9 @@ from iecl_solo.solo.build import build_model
 from iecl_solo.solo.config import parse_block, plain
 from iecl_solo.solo.data import pretrain_loader
 from iecl_solo.solo.host import find_host
-from iecl_solo.solo.registry import choose_objectives, split_method
+from iecl_solo.solo.registry import OBJECTIVES, choose_objectives, query_name, split_method
 from iecl_solo.solo.settings import require
-from iecl_solo.solo.wrapper import objectives
+from iecl_solo.solo.wrapper import transforming
 from iecl_solo.train.complete import complete
 from iecl_solo.train.fit import pretrain
 from iecl_solo.train.logs import is_term, read_metrics, training_curves
@@ -56,12 +56,12 @@ class Comparison:
 def twins(cfg: DictConfig) -> tuple[DictConfig, DictConfig]:
     """The baseline's and the twin's configuration; all but the objectives is shared.
 
-    The twin carries what the method's name says, and IE-CL if it says nothing.
+    The twin carries what the method's name says, and the first objective if it says nothing.
     """
     require(cfg, ["method"])
     carried, _ = split_method(cfg.method)
     both = []
-    for names in ([], carried or ["iecl"]):
+    for names in ([], carried or [OBJECTIVES[0].name]):
         own = copy.deepcopy(cfg)
         OmegaConf.set_struct(own, False)
         own.objectives = names
@@ -117,7 +117,7 @@ def table(runs: list[Run]) -> pd.DataFrame:
     """One row a run, baseline first: accuracy, loss terms, cost, entropy."""
     rows = []
     carried, _ = split_method(runs[-1].args["method"])
-    entropy = "H(Z') nats" if "iecl" in carried else "H(Z) nats"
+    entropy = f"H({query_name(carried)}) nats"
     for run in runs:
         result, scores = run.result, read_json(run.folder / EVALUATION)["metrics"]
         assert result is not None
@@ -147,14 +147,14 @@ def draw(runs: list[Run], names: list[str], folder: Path) -> list[Path]:
     plot_curves({n: read_metrics(r.folder) for n, r in zip(names, runs, strict=True)}, curves)
     host = find_host()
     pretrained = read_pretrained(runs[1].checkpoint)
-    objective: Any = objectives(load_method(pretrained, host).eval()).get("iecl")
-    if objective is None or objective.saib is None:
+    objective = transforming(load_method(pretrained, host).eval())
+    if objective is None or objective.transformer is None:
         return [curves]
     torch.manual_seed(pretrained.cfg.seed)
     _, views, _ = next(iter(pretrain_loader(pretrained.cfg, host)))
     query = views[objective.views.query[0]][:8]
     with torch.no_grad():
-        plot_saib(query, objective.saib(query), images)
+        plot_saib(query, objective.transformer(query), images)
     return [curves, images]
 
 
@@ -226,6 +226,6 @@ def compare(cfg: DictConfig) -> Comparison:
         in_own_process(_train_and_evaluate, raw, asdict(protocol))
     carried, _ = split_method(both[1].method)
     # one baseline, and a report for each twin that it is compared with
-    report = folder if carried == ["iecl"] else folder / "_".join(carried)
+    report = folder if carried == [OBJECTIVES[0].name] else folder / "_".join(carried)
     report.mkdir(parents=True, exist_ok=True)
     return Comparison(title, report, runs, table(runs))

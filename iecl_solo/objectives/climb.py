@@ -93,6 +93,7 @@ class CLIMB(Objective):
 
     name = "climb"
     Config = CLIMBConfig
+    shown = ("entropy_bound", "coding_rate")
 
     def __init__(
         self,

@@ -366,6 +366,8 @@ class IECL(Objective):
 
     name = "iecl"
     Config = IECLConfig
+    shown = ("patch_kl", "generation", "entropy", "budget")
+    query = "Z'"
 
     def __init__(
         self,
@@ -404,6 +406,13 @@ class IECL(Objective):
     @property
     def parametrizes(self) -> bool:
         return self.config.eta > 0 and self.config.regularizer.mode == "parametrize"
+
+    @property
+    def transformer(self) -> BaseSAIB | None:
+        return self.saib
+
+    def divergence(self, query: Tensor, anchor: Tensor) -> Tensor:
+        return self.config.kl.of_embeddings(query, anchor)
 
     @property
     def lr_multiplier(self) -> float:

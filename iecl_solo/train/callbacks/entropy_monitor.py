@@ -22,10 +22,11 @@ from iecl_solo.generation import (
 )
 from iecl_solo.jacobian import delta_h_split, log_volume
 from iecl_solo.lipschitz import evaluating, sigmas
-from iecl_solo.objectives.iecl import IECL, KLConfig
+from iecl_solo.objectives.protocol import Objective
 from iecl_solo.saib import BaseSAIB, NoiseSAIB, save_saib
 from iecl_solo.solo.embed import embed
 from iecl_solo.solo.host import Host
+from iecl_solo.solo.wrapper import transforming
 
 _OF_EMBEDDINGS = (
     "entropy_query",
@@ -100,8 +101,8 @@ def measure(
 
     The global random state is neither read nor moved.
     """
-    objective: IECL | None = getattr(model, "iecl", None)
-    kl = KLConfig() if objective is None else objective.config.kl
+    objective = transforming(model)
+    divergence = (objective or Objective()).divergence
     query_view = objective.views.query[0] if objective is not None else 1
     anchor_view = 1 - query_view if query_view < 2 else 0
     with evaluating(model), torch.no_grad(), torch.autocast(model.device.type, enabled=False):
@@ -115,7 +116,7 @@ def measure(
             coding_rate(anchor),
             knn_entropy(query),
             knn_entropy(anchor),
-            kl.of_embeddings(query, anchor),
+            divergence(query, anchor),
             effective_rank(embed(model, host, anchor_x)),
         )
         values = dict(zip(_OF_EMBEDDINGS, map(float, out), strict=True))
@@ -125,9 +126,10 @@ def measure(
         values["sigma_min"] = min(smallest for _, smallest in spectrum.values())
         for layer, (largest, smallest) in spectrum.items():
             values[f"sigma_max/{layer}"], values[f"sigma_min/{layer}"] = largest, smallest
-        if objective is not None and objective.saib is not None:
-            x = anchor_x if objective.config.placement == "anchor" else query_x
-            values |= _of_saib(objective.saib, x, config)
+        if objective is not None and isinstance(objective.transformer, BaseSAIB):
+            untouched = objective.transform(query_x, query_view, "online") is query_x
+            x = anchor_x if untouched else query_x
+            values |= _of_saib(objective.transformer, x, config)
         if config.volume_images:
             volume = log_volume(network, anchor_x[: config.volume_images])
             values["log_volume"] = float(volume.mean())
@@ -199,10 +201,11 @@ class EntropyMonitor(Callback):
         values["monitor_seconds"] = time.perf_counter() - start
         module.log_dict({f"monitor_{k}": v for k, v in values.items()}, rank_zero_only=True)
         self._write({"epoch": trainer.current_epoch, **values})
-        saib = getattr(getattr(module, "iecl", None), "saib", None)
-        if saib is not None:
+        objective = transforming(module)
+        if objective is not None and isinstance(objective.transformer, SAIB):
             save_saib(
-                saib, self.path.parent / f"saib-epoch-{trainer.current_epoch:04d}.safetensors"
+                objective.transformer,
+                self.path.parent / f"saib-epoch-{trainer.current_epoch:04d}.safetensors",
             )
 
     def _write(self, row: dict[str, float]) -> None:

@@ -6,11 +6,9 @@ import time
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-_SHOWN = (
-    *("train_acc1_epoch", "val_acc1", "train_iecl_patch_kl_epoch"),
-    *("train_iecl_generation_epoch", "train_iecl_entropy_epoch", "train_iecl_budget_epoch"),
-    *("train_climb_entropy_bound_epoch", "train_climb_coding_rate_epoch"),
-)
+from iecl_solo.solo.registry import shown_terms
+
+_SHOWN = ("train_acc1_epoch", "val_acc1", *shown_terms())
 
 
 class EpochLine(Callback):
