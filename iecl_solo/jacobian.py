@@ -168,7 +168,11 @@ def _jacobians(module: Module, x: Tensor, chunk_size: int, square: bool) -> Iter
         _check_output(module, out, image, square)
         basis = torch.eye(out.numel(), dtype=out.dtype, device=out.device)
 
-        def row(cotangent: Tensor, pull=pull, shape=out.shape) -> Tensor:
+        def row(
+            cotangent: Tensor,
+            pull: Callable[[Tensor], tuple[Tensor, ...]] = pull,
+            shape: torch.Size = out.shape,
+        ) -> Tensor:
             return pull(cotangent.view(shape))[0].flatten()
 
         yield torch.func.vmap(row, chunk_size=chunk_size)(basis)

@@ -202,7 +202,7 @@ class EntropyMonitor(Callback):
         module.log_dict({f"monitor_{k}": v for k, v in values.items()}, rank_zero_only=True)
         self._write({"epoch": trainer.current_epoch, **values})
         objective = transforming(module)
-        if objective is not None and isinstance(objective.transformer, SAIB):
+        if objective is not None and isinstance(objective.transformer, BaseSAIB):
             save_saib(
                 objective.transformer,
                 self.path.parent / f"saib-epoch-{trainer.current_epoch:04d}.safetensors",
