@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from iecl_solo.train.logs import read_metrics
+
+# what is logged once an epoch under a name that does not say so
+_OF_EPOCH = ("val_", "monitor_")
 
 
 class History(Callback):
@@ -36,20 +40,24 @@ class History(Callback):
         return {k: v for k, v in self.rows[max(self.rows)].items() if k != "step"}
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        logged = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        values = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        logged = {
+            k: v for k, v in values.items() if k.endswith("_epoch") or k.startswith(_OF_EPOCH)
+        }
         self.rows[trainer.current_epoch] = {**logged, "step": float(trainer.global_step - 1)}
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         if not trainer.is_global_zero or not self.rows:
             return
-        there = set(read_metrics(self.folder).index)
-        for logger in trainer.loggers:
-            if isinstance(logger, CSVLogger):
-                for epoch, row in self.rows.items():
-                    if epoch not in there:
-                        row = {k: v for k, v in row.items() if not k.endswith("_step")}
-                        step = int(row.pop("step"))
-                        logger.log_metrics({**row, "epoch": epoch}, step)
+        there = read_metrics(self.folder)
+        for epoch, row in self.rows.items():
+            step = int(row["step"])
+            logged = {k: v for k, v in row.items() if k != "step"}
+            found = there.loc[epoch] if epoch in there.index else {}
+            lost = {k: v for k, v in logged.items() if math.isnan(found.get(k, math.nan))}
+            for logger in trainer.loggers:
+                if lost and isinstance(logger, CSVLogger):
+                    logger.log_metrics({**lost, "epoch": epoch}, step)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
