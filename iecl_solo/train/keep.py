@@ -41,9 +41,12 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, keep: int) -> None:
     with replacing(path) as part:
         # a Python file: torch's own writer hides a full disk behind an assertion
         with part.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # torch's own, at the file's end, over the disk's
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
         if path.is_file():
             before = [path, *older(path)]
             for old in before[max(1, keep - 1) :]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +50,11 @@ class History(Callback):
             return
         there = read_metrics(self.folder)
         for epoch, row in self.rows.items():
-            step = int(row["step"])
-            logged = {k: v for k, v in row.items() if k != "step"}
-            found = there.loc[epoch] if epoch in there.index else {}
-            lost = {k: v for k, v in logged.items() if math.isnan(found.get(k, math.nan))}
+            found = set(there.loc[epoch].dropna().index) if epoch in there.index else set()
+            lost = {k: v for k, v in row.items() if k != "step" and k not in found}
             for logger in trainer.loggers:
                 if lost and isinstance(logger, CSVLogger):
-                    logger.log_metrics({**lost, "epoch": epoch}, step)
+                    logger.log_metrics({**lost, "epoch": epoch}, int(row["step"]))
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
