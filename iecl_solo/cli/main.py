@@ -89,9 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except IECLError as error:
         print(f"iecl-solo: {one_line(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("iecl-solo: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stopped:  # by a signal, of which the training says more
+        said = str(stopped) or "interrupted"
+        print(f"iecl-solo: {said}; the same command goes on where it stopped", file=sys.stderr)
+        return getattr(stopped, "code", 130)
 
 
 if __name__ == "__main__":
