@@ -136,7 +136,7 @@ def in_full_precision(function: Callable[..., Tensor], *tensors: Tensor) -> Tens
     (torch.float32, torch.float32)
     """
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return _FullPrecision.apply(function, *tensors)  # type: ignore[no-any-return]
+        return _FullPrecision.apply(function, *tensors)
     with full_precision(tensors[0].device):
         return function(*tensors)
 
