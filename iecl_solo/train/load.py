@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader
 from iecl_solo.solo.build import build_model
 from iecl_solo.solo.data import pretrain_loader
 from iecl_solo.solo.host import find_host
-from iecl_solo.train.callbacks.seed import EpochSeed, seed_epoch
+from iecl_solo.train.callbacks.seed import StepSeed
 from iecl_solo.train.complete import complete
 from iecl_solo.train.compose import compose_pretrain
 from iecl_solo.train.fit import trainer_arguments
+from iecl_solo.train.order import seed_all, seeded
 
 
 class Loaded(NamedTuple):
@@ -91,7 +92,7 @@ def load(name: str, overrides: Sequence[str] = (), **trainer: Any) -> Loaded:
     cfg = configure(name, overrides)
     seed_everything(cfg.seed, workers=True, verbose=False)
     model = build_model(cfg, host)
-    loader = pretrain_loader(cfg, host)
+    loader, _ = seeded(pretrain_loader(cfg, host), cfg.seed)
     settings = {
         "logger": False,
         "enable_checkpointing": False,
@@ -99,7 +100,7 @@ def load(name: str, overrides: Sequence[str] = (), **trainer: Any) -> Loaded:
         **trainer_arguments(cfg),
         **trainer,
     }
-    settings["callbacks"] = [EpochSeed(cfg.seed), *(trainer.get("callbacks") or [])]
+    settings["callbacks"] = [StepSeed(cfg.seed), *(trainer.get("callbacks") or [])]
     made = Trainer(**settings)
-    seed_epoch(cfg.seed, 0)
+    seed_all(cfg.seed, 0)
     return Loaded(model, loader, made)
