@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from iecl_solo.augment import FrozenSAIB
 from iecl_solo.errors import IECLError
+from iecl_solo.images import image_files, load_image
 from iecl_solo.solo.host import Host
+from iecl_solo.solo.settings import sources, without_labels
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def load_image(path: str) -> Image.Image:
-    """An RGB image; a file that does not decode is named in one line."""
-    try:
-        with open(path, "rb") as file:
-            return Image.open(file).convert("RGB")
-    except OSError as error:  # PIL's UnidentifiedImageError is one
-        reason = str(error).splitlines()[0] if "cannot identify" not in str(error) else "no image"
-        raise IECLError(f"image {path}: it does not decode ({reason})") from None
 
 
 def _named_errors(dataset: Any) -> Any:
@@ -49,18 +41,62 @@ def pretrain_loader(cfg: DictConfig, host: Host) -> DataLoader:
     """Batches ``[index, views, label]`` as the host's pretraining script makes them.
 
     Raises:
-        IECLError: one line, when the data set is not there and cannot be had.
+        IECLError: as ``pretrain_set``.
     """
     if cfg.data.format == "dali":
         raise IECLError("data.format: dali is for solo-learn's own script; use image_folder or h5")
+    copies = [a.num_crops for a in cfg.augmentations]
+    dataset = pretrain_set(cfg, host, host.crops(host.pipelines(cfg), copies))
+    return host.pretrain_loader(cfg, dataset)
+
+
+def pretrain_set(cfg: DictConfig, host: Host, transform: Any) -> Any:
+    """The images of a pretraining configuration, as ``(index, views, label)``.
+
+    Args:
+        cfg: completed by ``prepare_pretrain``.
+        host: the solo-learn in use.
+        transform: from an image to its views.
+
+    Raises:
+        IECLError: one line, when the data set is not there and cannot be had.
+    """
+    if without_labels(cfg):
+        return Unlabelled(image_files(*sources(cfg.data.train_path)), transform)
     try:
-        dataset = host.pretrain_set(cfg)
+        return _named_errors(host.pretrain_set(cfg, transform))
     except (OSError, RuntimeError) as error:  # a download that fails raises either
         reason = " ".join(str(error).split())
         raise IECLError(
             f"data.train_path: {cfg.data.train_path}: {cfg.data.dataset} cannot be read ({reason})"
         ) from error
-    return host.pretrain_loader(cfg, _named_errors(dataset))
+
+
+class Unlabelled(Dataset):
+    """Images without labels, as ``(index, views, 0)``.
+
+    The host's own lists one folder's entries, whatever they are, and its label -1 makes the online
+    classifier's loss NaN. One class has the loss 0, and no gradient.
+
+    Args:
+        files: the images.
+        transform: from an image to its views.
+
+    Attributes:
+        labelled: whether an accuracy says anything.
+    """
+
+    labelled = False
+
+    def __init__(self, files: Sequence[Path], transform: Any) -> None:
+        self.root, self.images, self.transform = Path("/"), [f.absolute() for f in files], transform
+
+    def __getitem__(self, index: int) -> tuple[int, Any, int]:
+        image = load_image(self.images[index])
+        return index, image if self.transform is None else self.transform(image), 0
+
+    def __len__(self) -> int:
+        return len(self.images)
 
 
 def _sized_transforms(size: int, mean: Any, std: Any) -> tuple[Any, Any]:

@@ -61,9 +61,11 @@ class Host(ABC):
         name: of the generation.
         online: attribute of a method that holds its online network.
         momentum: attribute that holds its moving average.
+        loaders: package of the host that has its data loaders.
     """
 
     name: ClassVar[str]
+    loaders: ClassVar[str]
     online: ClassVar[str]
     momentum: ClassVar[str]
 
@@ -134,16 +136,28 @@ class Host(ABC):
         """One of the host's own backbones, its last layer and stem as the library built them."""
 
     @abstractmethod
-    def pretrain_set(self, cfg: DictConfig) -> Dataset:
+    def pipelines(self, cfg: DictConfig) -> list[Any]:
+        """The host's transform of one image, for each entry of ``augmentations``."""
+
+    @abstractmethod
+    def pretrain_set(self, cfg: DictConfig, transform: Any) -> Dataset:
         """The images of a pretraining configuration, as ``(index, views, label)``."""
 
-    @abstractmethod
-    def pretrain_loader(self, cfg: DictConfig, dataset: Dataset) -> DataLoader:
-        """Its batches, shuffled, without one that is not full."""
+    def crops(self, pipelines: list[Any], copies: list[int]) -> Any:
+        """One transform that makes so many views of an image by each pipeline."""
+        module = self.import_module(f"{self.loaders}.pretrain_dataloader")
+        return module.prepare_n_crop_transform(pipelines, copies)
 
-    @abstractmethod
+    def pretrain_loader(self, cfg: DictConfig, dataset: Dataset) -> DataLoader:
+        """Batches of a data set, shuffled, without one that is not full."""
+        return self.import_module(f"{self.loaders}.pretrain_dataloader").prepare_dataloader(
+            dataset, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
+        )
+
     def evaluation_transforms(self, dataset: str) -> tuple[Any, Any]:
         """The host's transforms of a data set's training and test images."""
+        module = self.import_module(f"{self.loaders}.classification_dataloader")
+        return module.prepare_transforms(dataset)
 
     @abstractmethod
     def evaluation_sets(

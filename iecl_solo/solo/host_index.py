@@ -17,7 +17,7 @@ import torchvision
 from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from iecl_solo.errors import IECLError
 from iecl_solo.solo.backbones import PREFIX, timm_backbone
@@ -34,6 +34,7 @@ class Index(Host):
     """https://pypi.org/project/solo-learn, 1.0.2."""
 
     name = "index"
+    loaders = "utils"
     online = "encoder"
     momentum = "momentum_encoder"
 
@@ -220,22 +221,22 @@ class Index(Host):
             kwargs["window_size"] = 4
         return getattr(self.import_module("utils.backbones"), name)(**kwargs)
 
-    def pretrain_set(self, cfg: DictConfig) -> Dataset:
+    def pretrain_set(self, cfg: DictConfig, transform: Any) -> Dataset:
         if cfg.data.fraction > 0:
             raise IECLError(f"data.fraction: {self.describe()} has no such option, set it to -1")
         # it joins data_dir and train_dir; an absolute train_dir is taken as it is
         return self.import_module("utils.pretrain_dataloader").prepare_datasets(
             cfg.data.dataset,
-            self._transform(cfg),
+            transform,
             data_dir=Path("."),
             train_dir=Path(cfg.data.train_path).expanduser().resolve(),
             no_labels=cfg.data.no_labels,
             download=True,
         )
 
-    def _transform(self, cfg: DictConfig) -> Any:
+    def pipelines(self, cfg: DictConfig) -> list[Any]:
         data = self.import_module("utils.pretrain_dataloader")
-        built, counts = [], []
+        built = []
         for i, a in enumerate(cfg.augmentations):
             if not a.rrc.enabled or a.equalization.prob:
                 raise IECLError(
@@ -258,16 +259,7 @@ class Index(Host):
                     "std": tuple(a.get("std", IMAGENET_STD)),
                 }
             built.append(with_saib(data.prepare_transform(cfg.data.dataset, **kwargs), a))
-            counts.append(a.num_crops)
-        return data.prepare_n_crop_transform(built, num_crops_per_aug=counts)
-
-    def pretrain_loader(self, cfg: DictConfig, dataset: Dataset) -> DataLoader:
-        return self.import_module("utils.pretrain_dataloader").prepare_dataloader(
-            dataset, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
-        )
-
-    def evaluation_transforms(self, dataset: str) -> tuple[Any, Any]:
-        return self.import_module("utils.classification_dataloader").prepare_transforms(dataset)
+        return built
 
     def evaluation_sets(
         self,

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from iecl_solo.solo.backbones import PREFIX, timm_backbone
 from iecl_solo.solo.data import with_saib
@@ -26,6 +26,7 @@ class Main(Host):
     """https://github.com/vturrisi/solo-learn, branch main (1.0.6)."""
 
     name = "main"
+    loaders = "data"
     online = "backbone"
     momentum = "momentum_backbone"
 
@@ -113,29 +114,20 @@ class Main(Host):
     def network(self, name: str, method: str, *, cifar: bool, **kwargs: Any) -> nn.Module:
         return self.backbones[name](method, **kwargs)
 
-    def pretrain_set(self, cfg: DictConfig) -> Dataset:
-        data = self.import_module("data.pretrain_dataloader")
-        pipelines = []
-        for a in cfg.augmentations:
-            crop = data.build_transform_pipeline(cfg.data.dataset, a)
-            pipelines.append(data.NCropAugmentation(crop, a.num_crops))
-        return data.prepare_datasets(
+    def pipelines(self, cfg: DictConfig) -> list[Any]:
+        build = self.import_module("data.pretrain_dataloader").build_transform_pipeline
+        return [build(cfg.data.dataset, a) for a in cfg.augmentations]
+
+    def pretrain_set(self, cfg: DictConfig, transform: Any) -> Dataset:
+        return self.import_module("data.pretrain_dataloader").prepare_datasets(
             cfg.data.dataset,
-            data.FullTransformPipeline(pipelines),
+            transform,
             train_data_path=cfg.data.train_path,
             data_format=cfg.data.format,
             data_fraction=cfg.data.fraction,
             no_labels=cfg.data.no_labels,
             download=True,
         )
-
-    def pretrain_loader(self, cfg: DictConfig, dataset: Dataset) -> DataLoader:
-        return self.import_module("data.pretrain_dataloader").prepare_dataloader(
-            dataset, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
-        )
-
-    def evaluation_transforms(self, dataset: str) -> tuple[Any, Any]:
-        return self.import_module("data.classification_dataloader").prepare_transforms(dataset)
 
     def evaluation_sets(
         self,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from iecl_solo import checks
 from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.images import SUFFIXES, image_files
 from iecl_solo.solo import schema
 from iecl_solo.solo.config import plain
 from iecl_solo.solo.host import Host
@@ -19,7 +22,6 @@ from iecl_solo.solo.host import Host
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "stl10": 10, "imagenet": 1000, "imagenet100": 100}
 DATASETS = (*NUM_CLASSES, "custom")
 FOLDER_DATASETS = ("imagenet", "imagenet100", "custom")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 _REQUIRED = [
     "method",
@@ -73,8 +75,23 @@ def require(cfg: DictConfig, keys: list[str] | tuple[str, ...]) -> None:
             raise IECLError(f"{key}: no value is given; add {key}=... or set it in the YAML")
 
 
-def check_image_folder(key: str, path: str | Path, *, labelled: bool = True) -> int:
-    """Number of images under a folder of classes, or of images.
+def sources(path: Any) -> list[str]:
+    """``data.train_path`` without labels: a folder, a text file of paths, or a list of these.
+
+    >>> sources("photos"), sources(["photos", "more.txt"])
+    (['photos'], ['photos', 'more.txt'])
+    """
+    return [str(p) for p in path] if isinstance(path, (list, ListConfig)) else [str(path)]
+
+
+def without_labels(cfg: DictConfig) -> bool:
+    """Whether a configuration's images are files of which no class is known."""
+    in_files = cfg.data.get("format") in (None, "image_folder")
+    return bool(cfg.data.get("no_labels")) and cfg.data.dataset in FOLDER_DATASETS and in_files
+
+
+def check_image_folder(key: str, path: str | Path) -> int:
+    """Number of images under a folder of classes.
 
     Raises:
         IECLError: one line, when the folder or one of its classes holds no image.
@@ -82,14 +99,12 @@ def check_image_folder(key: str, path: str | Path, *, labelled: bool = True) -> 
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise IECLError(f"{key}: {path}: no such folder")
-    if not labelled:
-        return len(list(folder.iterdir()))
     classes = sorted(entry for entry in folder.iterdir() if entry.is_dir())
     if not classes:
         raise IECLError(f"{key}: {path}: it holds no class folders, <class>/<image> is expected")
     total = 0
     for folder_of_class in classes:
-        images = sum(1 for f in folder_of_class.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+        images = sum(1 for f in folder_of_class.rglob("*") if f.suffix.lower() in SUFFIXES)
         if images == 0:
             raise IECLError(f"{key}: {folder_of_class}: the class holds no image")
         total += images
@@ -119,8 +134,13 @@ def check_data(cfg: DictConfig, *, full_batches: bool = True) -> None:
     check_one_of("data.dataset", cfg.data.dataset, DATASETS)
     if cfg.data.dataset not in FOLDER_DATASETS or cfg.data.get("format") in ("h5", "dali"):
         return
-    labelled = not cfg.data.get("no_labels", False)
-    images = check_image_folder("data.train_path", cfg.data.train_path, labelled=labelled)
+    if without_labels(cfg):
+        try:
+            images = len(image_files(*sources(cfg.data.train_path)))
+        except IECLError as error:
+            raise IECLError(f"data.train_path: {error}") from None
+    else:
+        images = check_image_folder("data.train_path", cfg.data.train_path)
     if cfg.data.get("val_path"):
         check_image_folder("data.val_path", cfg.data.val_path)
     if full_batches and images < cfg.optimizer.batch_size:
@@ -165,7 +185,15 @@ def prepare_pretrain(cfg: DictConfig, host: Host) -> DictConfig:
         require(cfg, [f"method_kwargs.{key}" for key in options])
     schema.check_method_options(options, _options(host, cfg.method))
     with host_refusals(f"method '{cfg.method}'"):
-        return host.complete(cfg)
+        if not without_labels(cfg):
+            return host.complete(cfg)
+        # the host takes each folder in the path for a class
+        path = cfg.data.train_path
+        with tempfile.TemporaryDirectory() as empty:
+            cfg.data.train_path = empty
+            cfg = host.complete(cfg)
+        cfg.data.train_path = path
+        return cfg
 
 
 def prepare_linear(cfg: DictConfig, host: Host) -> DictConfig:

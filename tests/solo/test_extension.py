@@ -160,6 +160,8 @@ SOLO = {
 import lightning.pytorch as pl
 class BaseMethod(pl.LightningModule):
     third_generation = True
+class BaseMomentumMethod(BaseMethod):
+    pass
 """,
     "solo/methods/__init__.py": """
 import torch
@@ -189,7 +191,7 @@ class Images(torch.utils.data.Dataset):
         return i, [torch.ones(3, 4, 4)] * 2, 0
 
 class Third(Host):
-    name, online, momentum = "third", "net", "slow_net"
+    name, online, momentum, loaders = "third", "net", "slow_net", "data"
     backbones = {"mlp": None}
 
     @classmethod
@@ -222,14 +224,17 @@ class Third(Host):
     def network(self, name, method, *, cifar, **kwargs):
         return torch.nn.Identity()
 
-    def pretrain_set(self, cfg):
+    def pipelines(self, cfg):
+        return []
+
+    def crops(self, pipelines, copies):
+        return None
+
+    def pretrain_set(self, cfg, transform):
         return Images()
 
     def pretrain_loader(self, cfg, dataset):
         return DataLoader(dataset, batch_size=cfg.optimizer.batch_size)
-
-    def evaluation_transforms(self, dataset):
-        raise NotImplementedError
 
     def evaluation_sets(self, dataset, transforms, paths, data_format):
         raise NotImplementedError
