@@ -120,7 +120,7 @@ def test_an_objective_is_its_file_and_one_line(tmp_path: Path, images: Path):
 def test_a_method_is_its_file_and_one_line(tmp_path: Path, images: Path):
     (tmp_path / "mine.py").write_text(METHOD)
     program = REGISTER.format(module="mine", name="MyMethod", where="WHOLE", then=COMMAND)
-    command = written(tmp_path, images, "my_method", method_kwargs={})
+    command = written(tmp_path, images, "my_method")
     given = ["++method_kwargs.kind=cube", "++method_kwargs.signed=true", "++method_kwargs.power=3"]
     done = run(program, tmp_path, *command, *given, "objectives=[climb]")
     assert done.returncode == 0, done.stderr
@@ -210,7 +210,7 @@ class Third(Host):
         return cfg
 
     def build(self, cfg):
-        return self.methods[cfg.method]({"width": 2, "rate": cfg.optimizer.lr})
+        return self.methods[cfg.method]({**cfg.method_kwargs, "rate": cfg.optimizer.lr})
 
     def build_linear(self, cfg, backbone):
         raise NotImplementedError
@@ -247,7 +247,7 @@ iecl_solo.solo.__path__.append(sys.argv[1])  # where its one file stands for thi
 from iecl_solo import load
 from iecl_solo.solo.host import find_host
 host = find_host()
-model, loader, trainer = load(sys.argv[2])
+model, loader, trainer = load(sys.argv[2], enable_progress_bar=False)
 trainer.fit(model, loader)
 print(host.name, type(model).__name__, model.rate, len(loader), model.told == host.base_method.told)
 """
@@ -259,7 +259,8 @@ def test_a_third_solo_learn_is_one_file(tmp_path: Path, images: Path):
         (tmp_path / name).write_text(text)
     (tmp_path / "bridge").mkdir()
     (tmp_path / "bridge" / "host_third.py").write_text(THIRD)
-    cfg = raw_config("toy", images, backbone__name="mlp", max_epochs=1, method_kwargs={})
+    cfg = raw_config("toy", images, backbone__name="mlp", max_epochs=1)
+    cfg["method_kwargs"] = {"width": 2}
     cfg["optimizer"]["batch_size"] = 4
     (tmp_path / "mine.yaml").write_text(json.dumps(cfg))
     environment = {k: v for k, v in os.environ.items() if k != "SOLO_LEARN"}
