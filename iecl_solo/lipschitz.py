@@ -58,6 +58,13 @@ class SpectralRegularizer(nn.Module):
     given one (1, *input_size) image; a layer that this pass does not reach is left out. A subclass
     of Conv2d that pads in its own forward is measured without that padding.
 
+    ``fold=True`` (ours): the weight of a convolution whose very output enters a BatchNorm2d is
+    taken with the norm's factor weight / sqrt(running_var + eps), as `lipschitz_report` does: the
+    map that the network applies. Without it the penalty says nothing about that map: the norm
+    divides the kernel's size out again, so that the penalty shrinks the kernels and the network
+    stays what it was. The size of the kernel has no gradient here, its direction and the norm's
+    factor have.
+
     The backbone is an argument of the call and never a submodule, so the state dict holds only the
     iterated vectors (``u_0``, ...), and no weight twice. They advance in training mode only. All is
     computed in float32 (float64 for float64 weights), under autocast too. Building one neither
@@ -69,7 +76,8 @@ class SpectralRegularizer(nn.Module):
         power_iterations: steps per call, at least 1.
         sigma_min_floor: the floor of mode "bilipschitz".
         norm: "reshaped" or "convolution" (mode "penalty" only).
-        input_size: (C, H, W) of the images, for ``norm="convolution"``.
+        fold: whether batch norms are folded into the convolutions before them.
+        input_size: (C, H, W) of the images, for ``norm="convolution"`` and ``fold``.
 
     Raises:
         IECLError: unknown or contradictory options; a backbone without such layers, or called with
@@ -91,6 +99,7 @@ class SpectralRegularizer(nn.Module):
         power_iterations: int = 1,
         sigma_min_floor: float = 0.1,
         norm: str = "reshaped",
+        fold: bool = False,
         input_size: tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__()
@@ -106,13 +115,19 @@ class SpectralRegularizer(nn.Module):
             raise IECLError(
                 "mode 'bilipschitz' with norm 'convolution': only norm 'reshaped' has it"
             )
-        if (norm == "convolution") != (input_size is not None):
-            raise IECLError(f"norm '{norm}' with input_size {input_size}: 'convolution' needs it")
+        if (norm == "convolution" or fold) != (input_size is not None):
+            raise IECLError(
+                f"norm '{norm}', fold {fold}, input_size {input_size}: norm 'convolution' and fold "
+                "need it, others do not"
+            )
 
         self.mode = mode
         self.power_iterations = power_iterations
         self.sigma_min_floor = sigma_min_floor
-        sizes = None if input_size is None else _trace(backbone, input_size)
+        traced = {} if input_size is None else _trace(backbone, input_size)
+        sizes = traced if norm == "convolution" else None
+        names = {layer: name for name, layer in backbone.named_modules()}
+        self._norms = {k: names[t.norm] for k, t in traced.items() if fold and t.norm is not None}
         self._convolutions: list[str] = []
         self._matrices: dict[str, tuple[int, int, int]] = {}  # (groups, rows, columns)
         for name, layer, weight in _weights(backbone):
@@ -182,7 +197,10 @@ class SpectralRegularizer(nn.Module):
 
     def _weight(self, backbone: nn.Module, name: str) -> Tensor:
         try:
-            return _wide(attrgetter(name)(backbone))
+            weight = _wide(attrgetter(name)(backbone))
+            if name in self._norms:
+                weight = _folded(weight, backbone.get_submodule(self._norms[name]))
+            return weight
         except AttributeError as error:
             raise self._other_backbone(error) from error
 
@@ -542,6 +560,14 @@ def _batchnorm_scale(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> Tensor:
     assert norm.running_var is not None
     scale = torch.rsqrt(norm.running_var + norm.eps)
     return scale if norm.weight is None else scale * norm.weight.abs()
+
+
+def _folded(weight: Tensor, norm: nn.Module) -> Tensor:
+    """The kernel times the norm's factor, without a gradient of the kernel's size by channel."""
+    length = weight.flatten(1).norm(dim=1).clamp(min=torch.finfo(weight.dtype).tiny)
+    # the running variance follows the kernel's square: shrinking it only seems to shrink the map
+    factor = _batchnorm_scale(norm) * length.detach() / length  # type: ignore[arg-type]
+    return weight * factor.view(-1, *[1] * (weight.ndim - 1))
 
 
 def _parametrized(module: nn.Module) -> list[tuple[str, nn.Module, str]]:

@@ -353,8 +353,8 @@ def test_global_random_state_is_neither_read_nor_moved(mode: str) -> None:
         ({"power_iterations": 0}, "power_iterations 0"),
         ({"sigma_min_floor": 0.0}, "sigma_min_floor 0.0"),
         ({"sigma_min_floor": 1.5}, "sigma_min_floor 1.5"),
-        ({"norm": "convolution"}, "needs it"),
-        ({"input_size": (3, 8, 8)}, "needs it"),
+        ({"norm": "convolution"}, "need it"),
+        ({"input_size": (3, 8, 8)}, "need it"),
         ({"mode": "bilipschitz", "norm": "convolution", "input_size": (3, 8, 8)}, "reshaped"),
     ],
 )
@@ -677,3 +677,73 @@ def test_backbones_can_be_parametrised(name: str) -> None:
     network(torch.randn(2, 3, 32, 32)).square().mean().backward()
     assert plain_state_dict(network).keys() == names
     BACKBONES[name]().load_state_dict(plain_state_dict(network))
+
+
+# --- the folded penalty
+
+
+def normed_network() -> nn.Module:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1, bias=False),
+        nn.BatchNorm2d(6),
+        nn.LeakyReLU(0.1),
+        nn.Conv2d(6, 8, 3, stride=2, bias=False),
+        nn.BatchNorm2d(8),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 4),
+    ).double()
+    for norm in network:
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_var.uniform_(0.05, 0.4)
+            nn.init.uniform_(norm.weight, 1, 2)
+    return network
+
+
+@pytest.mark.parametrize("mode", ["penalty", "bilipschitz"])
+def test_folded_penalty_is_that_of_the_report(mode: str) -> None:
+    network = normed_network()
+    regularizer = SpectralRegularizer(
+        network,
+        mode,
+        power_iterations=100,
+        sigma_min_floor=0.9,
+        fold=True,
+        input_size=(3, 8, 8),
+    )
+    report = lipschitz_report(network, (3, 8, 8))
+    expected = sum(max(0, s.sigma_max - 1) ** 2 for s in report.values())
+    for _ in range(40):  # one step of inverse iteration a call
+        regularizer(network)
+    if mode == "bilipschitz":
+        expected += sum(max(0, 0.9 - s.sigma_min) ** 2 for s in report.values())
+    assert expected > 0.5
+    assert regularizer(network).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_folded_penalty_cannot_be_paid_by_shrinking_a_kernel() -> None:
+    """What batch norm takes out again has no gradient; the norm's own factor has."""
+    network = normed_network()
+    fold = SpectralRegularizer(network, fold=True, input_size=(3, 8, 8))
+    plain = SpectralRegularizer(network)
+
+    def along_the_kernel(regularizer: SpectralRegularizer) -> float:
+        network.zero_grad()
+        regularizer(network).backward()
+        kernel = network[0].weight
+        return (kernel.grad * kernel).flatten(1).sum(1).abs().max().item()
+
+    assert along_the_kernel(fold) < 1e-12
+    assert network[0].weight.grad.abs().max() > 1e-3 and network[1].weight.grad.abs().max() > 1e-3
+    with torch.no_grad():
+        network[0].weight.mul_(3)  # and the running variance follows
+        network[1].running_var.mul_(9)
+    assert along_the_kernel(plain) > 1e-2
+    assert network[1].weight.grad is None
+
+
+def test_folding_needs_the_images_size() -> None:
+    with pytest.raises(IECLError, match="need it") as refusal:
+        SpectralRegularizer(normed_network(), fold=True)
+    assert "\n" not in str(refusal.value)

@@ -236,6 +236,7 @@ class RegularizerConfig:
     power_iterations: int = 1
     sigma_min_floor: float = 0.1
     norm: str = "reshaped"
+    fold: bool = False
 
     def __post_init__(self) -> None:
         _one_of("iecl.regularizer.mode", self.mode, REGULARIZERS)
@@ -399,7 +400,7 @@ class IECL(Objective):
                 network,
                 **asdict(config.regularizer),
                 input_size=(3, image_size, image_size)
-                if config.regularizer.norm == "convolution"
+                if config.regularizer.norm == "convolution" or config.regularizer.fold
                 else None,
             )
 
