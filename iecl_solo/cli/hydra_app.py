@@ -292,8 +292,8 @@ def launch(
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the error can be told in one line
     # flags first: argparse takes its positional arguments in one piece
-        check_packaged(folder, name)
-        return Invocation(command, PACKAGED, f"{folder}/{name}", flags, overrides, arguments)
+    sys.argv[:] = [typed[0], *flags, *_NO_FILES, *optional(overrides)]
+    main = hydra.main(version_base="1.3", config_path=given.path, config_name=given.name)
     try:
         with _one_line():
             main(job)()

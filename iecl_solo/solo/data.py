@@ -137,9 +137,7 @@ def evaluation_transform(host: Host, dataset: str, image_size: int) -> Any:
     """
     if dataset == "custom":
         return _sized_transforms(image_size, IMAGENET_MEAN, IMAGENET_STD)[1]
-    module = "data" if host.takes_cfg else "utils"
-    data = host.import_module(f"{module}.classification_dataloader")
-    _, own = data.prepare_transforms(dataset)
+    _, own = host.evaluation_transforms(dataset)
     if any(isinstance(step, transforms.Resize) for step in own.transforms):
         return own
     sized = [transforms.Resize(image_size), transforms.CenterCrop(image_size)]

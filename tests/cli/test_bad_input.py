@@ -25,7 +25,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     good = image_folder(root / "good", images=4)
     image_folder(root / "bad_image", images=4)
     (root / "bad_image/class2/3.png").write_bytes(b"\x89PNG but no more")
-    image_folder(root / "my photos", images=4)
+    for part in ("train", "test"):
+        image_folder(root / "above" / part, images=2)
     image_folder(root / "empty_class", images=4)
     (root / "empty_class/class9").mkdir()
     (root / "no_classes").mkdir()
@@ -139,12 +140,17 @@ CASES: list[tuple[list[str], list[str]]] = [
     (["install-host", "--from", "no_classes"], ["no_classes"]),
     # devices, loggers, data, paths
     ([*TRAIN, "accelerator=gpuu"], ["accelerator", "'gpuu'", "did you mean 'gpu'"]),
-    ([*TRAIN, "data.train_path=."], ["data.train_path=./good"]),
-    ([*TRAIN, "data.train_path=my photos"], ["photos", 'data.train_path="my photos"']),
+    (
+        [*TRAIN, "data.val_path=above/test", "data.train_path=above"],
+        ["data.val_path", "'class0'", "data.train_path=above/train?"],
+    ),
+    ([*TRAIN, "data.train_path=my photos (1)"], ["data.train_path='\"my photos (1)\"'"]),
+    ([*TRAIN, "data.train_path=my", "photos"], ["'photos' is no KEY=VALUE", "quoted"]),
+    ([*TRAIN, "precision=7"], ["precision", "'7'", "bf16-mixed"]),
     ([*TRAIN, "checkpoint.dir=good/class0/0.png/runs"], ["0.png", "ot a directory"]),
     ([*COMPARE, "compare.dir=good/class0/0.png/out"], ["0.png", "ot a directory"]),
     (["digits", "good/class0/0.png"], ["0.png"]),
-    (["export", RUN, "--to", "good/class0/0.png/a.safetensors"], ["0.png", "ot a directory"]),
+    (["export", RUN, "--to", "good/class0/0.png/a.safetensors"], ["0.png", "written"]),
     (["embed", RUN, "--images", "good", "--to", "good/class0/0.png/a.npy"], ["0.png", "written"]),
     (["embed", RUN, "--images", "good", "--to", "new/a.txt"], ["'.txt'", ".parquet"]),
     (["embed", RUN, "--images", "no_classes", "--to", "new.npy"], ["no_classes", "no image"]),
@@ -204,7 +210,7 @@ def test_no_gpu_and_no_login_are_one_line(world: Path, monkeypatch, capfd):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("iecl_solo.train.checks._logged_in", lambda: False)
     for given, said in (
-        ("accelerator=gpu", "accelerator: gpu is not on this machine, cpu or auto is"),
+        ("accelerator=gpu", "accelerator: gpu is not on this machine, cpu is"),
         ("wandb.enabled=true", "wandb.enabled: nobody is logged in: wandb login"),
     ):
         assert main([*TRAIN, given]) == 2
