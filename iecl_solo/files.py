@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,11 +28,13 @@ def sync_folder(folder: Path) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Where to write what is to stand at ``path``, once it is whole and on the disk.
 
+    Of several processes that write one path at once, the last one's file stands, whole.
+
     Raises:
         CannotWrite: one line, when the disk is full or cannot be written to; ``path`` is then what
             it was, and nothing stands beside it.
     """
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part

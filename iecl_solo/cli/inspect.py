@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from iecl_solo.quiet import quiet
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
@@ -16,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--volume-images", type=int, default=0, help="images of the log-volume")
 
 
+@quiet()
 def run(args: argparse.Namespace) -> int:
     """Print every measure, write them as JSON, and draw what the run kept."""
     import pandas as pd
@@ -29,7 +32,6 @@ def run(args: argparse.Namespace) -> int:
     )
     from iecl_solo.files import write_json
     from iecl_solo.lipschitz import sigmas
-    from iecl_solo.quiet import quiet
     from iecl_solo.saib import load_saib
     from iecl_solo.solo.data import pretrain_loader
     from iecl_solo.solo.host import find_host
@@ -38,7 +40,6 @@ def run(args: argparse.Namespace) -> int:
     from iecl_solo.train.logs import read_metrics
     from iecl_solo.train.run import versions
 
-    quiet()
     config = MonitorConfig(images=args.images, probes=args.probes, volume_images=args.volume_images)
     host = find_host()
     pretrained = read_pretrained(args.checkpoint)

@@ -131,13 +131,17 @@ class _Evaluation:
         protocol = self.protocol
         return _knn(self.host, self.train, self.test, protocol.knn, protocol.held_out)
 
+    def choose_lr(self) -> float:
+        protocol = self.protocol.linear
+        if len(protocol.lr) == 1:
+            return protocol.lr[0]
+        chosen, rest = split(self.train[1], self.protocol.held_out, 0)
+        parts = _at(self.train, rest), _at(self.train, chosen)
+        scores = {lr: self._on_features(lr, *parts)[0] for lr in protocol.lr}
+        return max(scores, key=scores.__getitem__)
+
     def linear(self) -> dict[str, float]:
-        protocol, best = self.protocol.linear, self.protocol.linear.lr[0]
-        if len(protocol.lr) > 1:
-            chosen, rest = split(self.train[1], self.protocol.held_out, 0)
-            parts = _at(self.train, rest), _at(self.train, chosen)
-            scores = {lr: self._on_features(lr, *parts)[0] for lr in protocol.lr}
-            best = max(scores, key=scores.__getitem__)
+        protocol, best = self.protocol.linear, self.choose_lr()
         if protocol.augment:
             linear, arguments = self._config(protocol)
             linear.optimizer.lr *= best / protocol.lr[0]
@@ -155,6 +159,20 @@ class _Evaluation:
             train = Subset(train, few)
         backbone = load_backbone(self.pretrained, self.host)  # it is changed
         return linear_accuracy(linear, backbone, self.host, train, test, arguments)[0]
+
+
+def choose_lr(
+    pretrained: Pretrained, host: Host, protocol: EvaluationConfig, data: dict[str, Any]
+) -> float:
+    """The learning rate of ``protocol.linear.lr`` that is best on a held-out part of train.
+
+    Args:
+        pretrained: the checkpoint.
+        host: the solo-learn in use.
+        protocol: of it ``linear`` and ``held_out`` count.
+        data: dataset, train_path, val_path and format; nothing is chosen on ``val_path``.
+    """
+    return _Evaluation(pretrained, host, protocol, data).choose_lr()
 
 
 def _measured(run: Run) -> dict[str, float]:

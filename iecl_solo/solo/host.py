@@ -243,6 +243,19 @@ def _version(path: Path) -> str:
         return "unknown"
 
 
+def find_version() -> tuple[str, Path]:
+    """Version and folder of the solo-learn that would be imported, without importing it.
+
+    Raises:
+        HostNotFound, IECLError: as ``find_host``.
+    """
+    _checkout()
+    path = locate()
+    if path is None:
+        raise HostNotFound(MISSING)
+    return _version(path), path
+
+
 def find_host() -> Host:
     """Import solo-learn and say what it is.
 

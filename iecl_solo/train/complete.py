@@ -18,6 +18,7 @@ from iecl_solo.solo.settings import (
     require,
 )
 from iecl_solo.train.callbacks.entropy_monitor import MonitorConfig
+from iecl_solo.train.checks import check_accelerator, check_classes, check_loggers
 from iecl_solo.train.run import check_name
 
 #: What ``precision`` may be. Whole networks in bfloat16 or float64 are not: the hosts' losses and
@@ -101,6 +102,9 @@ def complete(cfg: DictConfig, host: Host) -> DictConfig:
     if cfg.get("name"):
         cfg.name = check_name(cfg.name)
     cfg = prepare_pretrain(cfg, host)
+    check_accelerator(cfg)
+    check_loggers(cfg)
+    check_classes(cfg)
     complete_objective(cfg)
     cfg.precision = precision(cfg)
     _complete_checkpoint(cfg)

@@ -10,30 +10,14 @@ from hydra import compose, initialize_config_dir, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from iecl_solo.configs import names, variant
-from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.errors import IECLError
+from iecl_solo.train.packaged import check_packaged
 
 _BLOCKS = ("objectives=", "monitor.", "evaluation.", "compare.", "settings.", "axes.", "arms.")
-PACKAGED = "pkg://iecl_solo.configs"
-
-
-def packaged_configs(folder: str) -> list[str]:
-    """Names that ``--config-name`` takes for a command whose configs are in ``folder``."""
-    return names(folder)
-
-
-def check_packaged(folder: str, name: str) -> None:
-    """Raise one line, with the nearest name, unless there is such a packaged configuration.
-
-    There are more variants than are listed: those with several objectives.
-    """
-    listed = packaged_configs(folder)
-    if name not in listed and variant(f"{folder}/{name}") is None:
-        raise unknown_name("config", name, listed)
 
 
 @contextmanager
-def _own_hydra() -> Iterator[None]:
+def own_hydra() -> Iterator[None]:
     """Hydra anew within one of Hydra's own jobs."""
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
@@ -72,7 +56,7 @@ def compose_pretrain(config: str, method: str, overrides: list[str]) -> DictConf
     """
     path = Path(config).expanduser().resolve()
     source: initialize_config_dir | initialize_config_module
-    with _own_hydra():
+    with own_hydra():
         if path.suffix in (".yaml", ".yml"):
             if not path.is_file():
                 raise IECLError(f"{config}: no such file")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import inspect
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, Logger
@@ -32,6 +35,7 @@ from iecl_solo.train.callbacks.seed import StepSeed
 from iecl_solo.train.complete import complete, on_cpu, precision
 from iecl_solo.train.keep import KeptCheckpoints, read_newest
 from iecl_solo.train.order import seed_all, seeded
+from iecl_solo.train.processes import in_processes, launched, ranks
 from iecl_solo.train.run import Run, versions
 from iecl_solo.train.stop import Signals, Stopped, requeue
 
@@ -227,8 +231,19 @@ def _one_line(error: Exception, run: Run) -> Exception:
     return IECLError(f"{said}. {run.kept}The same command goes on when there is room")
 
 
+def _rank(settings: dict[str, Any]) -> None:
+    cfg = OmegaConf.create(settings)
+    assert isinstance(cfg, DictConfig)
+    pretrain(cfg)
+    if dist.is_initialized():
+        dist.barrier()  # whoever leaves first takes the store away that the others meet at
+
+
 def pretrain(cfg: DictConfig) -> Run:
     """Pretrain a configuration, once: a finished run is left as it is.
+
+    With several devices it trains in one fresh process for each, whatever this one is: a command, a
+    launcher's worker, a notebook. Under torchrun and SLURM's tasks it is one of them itself.
 
     Args:
         cfg: in solo-learn's schema, as composed.
@@ -241,11 +256,16 @@ def pretrain(cfg: DictConfig) -> Run:
         Stopped: when a signal ended the run; it is saved.
     """
     host = find_host()
+    given = copy.deepcopy(cfg)
     cfg = complete(cfg, host)
     run = Run(cfg)
     if run.result is not None:
         run.check()
         print(f"{run.folder} is trained already", flush=True)
+        return run
+    devices = device_count(cfg)
+    if devices > 1 and not launched():
+        in_processes(_rank, plain(given), environments=ranks(devices, cfg.num_nodes))
         return run
     cost = CostMonitor()
     try:
@@ -265,7 +285,8 @@ def pretrain(cfg: DictConfig) -> Run:
             }
         )
     except Stopped as stopped:
-        if stopped.number == 10 and (queued := requeue()) is not None:
+        first = os.environ.get("RANK", "0") == "0"
+        if first and stopped.number == 10 and (queued := requeue()) is not None:
             raise Stopped(stopped.number, f"{stopped.said}; {queued}") from None
         raise
     except Exception as error:
