@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from iecl_solo.errors import IECLError, unknown_name
 
-_MODES = ("penalty", "bilipschitz")
+_MODES = ("penalty", "bilipschitz", "volume")
 _NORMS = ("reshaped", "convolution")
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 _FIRST_ITERATIONS = 15
@@ -51,6 +51,10 @@ class SpectralRegularizer(nn.Module):
     penalty has pushed that one below the next, the estimate is too low for some calls; more
     ``power_iterations`` make them fewer.
 
+    ``mode="volume"`` (ours) keeps volume itself, which neither does (docs/lipschitz.md): the sum
+    over layers of max(0, -m)^2, m the mean log of all singular values of the layer's matrix, by one
+    Cholesky factor of its Gram matrix. No layer may shrink volume; none is capped.
+
     ``norm="reshaped"``: a layer's matrix is its kernel as (out, in * kh * kw); a convolution with g
     groups is g such blocks, of which the extreme one counts. The operator norm of a convolution is
     at most sqrt(kh * kw) times that. ``norm="convolution"``: the norm of the operator itself, with
@@ -72,7 +76,7 @@ class SpectralRegularizer(nn.Module):
 
     Args:
         backbone: the network f, or any other with the same layers.
-        mode: "penalty" or "bilipschitz".
+        mode: "penalty", "bilipschitz" or "volume".
         power_iterations: steps per call, at least 1.
         sigma_min_floor: the floor of mode "bilipschitz".
         norm: "reshaped" or "convolution" (mode "penalty" only).
@@ -111,10 +115,8 @@ class SpectralRegularizer(nn.Module):
             raise IECLError(f"power_iterations {power_iterations}: at least 1 is needed")
         if not 0 < sigma_min_floor <= 1:
             raise IECLError(f"sigma_min_floor {sigma_min_floor}: above 0 and at most 1 is needed")
-        if norm == "convolution" and mode == "bilipschitz":
-            raise IECLError(
-                "mode 'bilipschitz' with norm 'convolution': only norm 'reshaped' has it"
-            )
+        if norm == "convolution" and mode != "penalty":
+            raise IECLError(f"mode '{mode}' with norm 'convolution': only norm 'reshaped' has it")
         if (norm == "convolution" or fold) != (input_size is not None):
             raise IECLError(
                 f"norm '{norm}', fold {fold}, input_size {input_size}: norm 'convolution' and fold "
@@ -145,6 +147,12 @@ class SpectralRegularizer(nn.Module):
         largest: list[Tensor] = []
         smallest: list[Tensor] = []
         with torch.autocast(next(backbone.parameters()).device.type, enabled=False):
+            if self.mode == "volume":
+                means = [
+                    _mean_log_sigma(_as_matrix(self._weight(backbone, name), groups))
+                    for name, (groups, _, _) in self._matrices.items()
+                ]
+                return (-torch.stack(means)).relu().square().sum()
             for index, name in enumerate(self._matrices):
                 weight, matrix = self._matrix(backbone, name)
                 sigma, u, v = _largest(
@@ -181,6 +189,8 @@ class SpectralRegularizer(nn.Module):
             vector = torch.randn(shape, generator=generator, dtype=torch.float64)
             return F.normalize(vector.flatten(1), dim=1).view(shape).to(like)
 
+        if self.mode == "volume":  # nothing is iterated
+            return
         for index, name in enumerate(self._matrices):
             matrix = self._matrix(backbone, name)[1]
             u = unit(matrix.shape[:2], matrix)
@@ -423,6 +433,16 @@ def _smallest(
     other = F.normalize(image, dim=1)
     left, right = (u, other) if wide else (other, u)
     return torch.linalg.vector_norm(image, dim=1), left, right, u
+
+
+def _mean_log_sigma(matrix: Tensor) -> Tensor:
+    """Mean log singular value of matrices (n, rows, columns), over the shorter side's number."""
+    gram = matrix @ matrix.mT if matrix.shape[1] <= matrix.shape[2] else matrix.mT @ matrix
+    # as in _smallest: a singular value of nearly zero is one of 0.3 % of their root mean square
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    floor = 1e-5 * diagonal.mean(1, keepdim=True) + torch.finfo(gram.dtype).eps
+    factor = torch.linalg.cholesky_ex(gram + torch.diag_embed(floor.expand_as(diagonal))).L
+    return factor.diagonal(dim1=1, dim2=2).log().mean()
 
 
 def _convolution_largest(

@@ -28,7 +28,7 @@ PLACEMENTS = ("none", "query", "anchor", "both")
 KL_SPACES = ("input", "embedding")
 MEASURES = ("patch", "jacobian")
 HOST_GRADIENTS = ("with", "without", "against")
-REGULARIZERS = ("penalty", "bilipschitz", "parametrize")
+REGULARIZERS = ("penalty", "bilipschitz", "volume", "parametrize")
 NORMS = ("reshaped", "convolution")
 #: What a budget can hold: the name of a logged value, and the sign of its change as steps grow.
 HELD: Mapping[str, int] = {"agreement": -1, "patch_kl": 1}
@@ -241,6 +241,8 @@ class RegularizerConfig:
     def __post_init__(self) -> None:
         _one_of("iecl.regularizer.mode", self.mode, REGULARIZERS)
         _one_of("iecl.regularizer.norm", self.norm, NORMS)
+        if self.fold and self.mode == "parametrize":
+            raise IECLError("iecl.regularizer.fold: mode parametrize divides the kernel itself")
         _at_least("iecl.regularizer.power_iterations", self.power_iterations, 1)
 
 

@@ -377,6 +377,7 @@ def test_noise_is_logged_and_moves_every_image_by_its_budget(images: Path) -> No
     ("block", "words"),
     [
         ({"kl": {"space": "pixel"}}, r"iecl\.kl\.space.*embedding, input"),
+        ({"regularizer": {"fold": True, "mode": "parametrize"}}, r"iecl\.regularizer\.fold"),
         ({"kl": {"shrinkage": 0.1}}, r"iecl\.kl\.shrinkage"),
         ({"generation": {"measure": "pach"}}, "did you mean 'patch'"),
         ({"generation": {"weight": -1.0}}, r"iecl\.generation\.weight"),
