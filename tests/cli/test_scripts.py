@@ -16,7 +16,7 @@ from support import HOST, image_folder
 from iecl_solo.evaluate.load import load_method, read_pretrained
 from iecl_solo.saib import save_saib
 from iecl_solo.solo.checkpoint import backbone_state, read_checkpoint
-from iecl_solo.train.compose import packaged_configs
+from iecl_solo.train.packaged import packaged_configs
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = HOST.path.parent  # GitHub main keeps them at the checkout's root; 1.0.2 ships none
@@ -80,7 +80,7 @@ def test_hydra_finds_the_plugin(install: str, tmp_path: Path, request: pytest.Fi
 
 def test_regular_install_holds_all_it_needs(regular_install: Path, tmp_path: Path):
     code = (
-        "import iecl_solo, iecl_solo.patches, iecl_solo.train.compose as app;"
+        "import iecl_solo, iecl_solo.patches, iecl_solo.train.packaged as app;"
         "print(iecl_solo.__file__); print(len(app.packaged_configs('pretrain')))"
     )
     out = run_python(["-c", code], tmp_path, PYTHONPATH=str(regular_install)).splitlines()

@@ -34,7 +34,7 @@ from iecl_solo.solo.data import pretrain_loader
 from iecl_solo.solo.registry import check_method
 from iecl_solo.solo.settings import prepare_pretrain
 from iecl_solo.train.callbacks.seed import seed_epoch
-from iecl_solo.train.compose import packaged_configs
+from iecl_solo.train.packaged import packaged_configs
 from iecl_solo.train.fit import pretrain
 
 ROOT = Path(__file__).parents[2]
