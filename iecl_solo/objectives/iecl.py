@@ -68,10 +68,10 @@ class BudgetConfig:
 
     start: float = 0.15
     min: float = 0.01
-    max: float = 0.5
+    max: float = 0.3
     hold: str = "none"
     level: float = 0.7
-    rate: float = 0.02
+    rate: float = 0.1
 
     def __post_init__(self) -> None:
         _one_of("iecl.saib.budget.hold", self.hold, ("none", *HELD))
@@ -318,13 +318,25 @@ class _Reverse(torch.autograd.Function):
         return -grad[0]
 
 
+def _centred(z: Tensor) -> Tensor:
+    """Rows (B, d) in float32 less their mean over all processes."""
+    z = z.float()
+    total, count = z.sum(0), torch.tensor(float(len(z)), device=z.device)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(total)
+        dist.all_reduce(count)
+    return z - total / count
+
+
 def agreement(made: Made, views: Views) -> Tensor:
     """Mean cosine similarity of the positive pairs: of a query and of another crop's anchor.
 
+    Each crop's embeddings are taken less their mean over the batch (ours): those of an untrained
+    or a collapsed encoder are all alike, and their plain cosine is near 1 whatever the views are.
     A pair of one crop counts only where there is no other. Without gradient; over all processes.
 
-    >>> made = Made({0: torch.eye(2), 1: torch.eye(2)})
-    >>> agreement(made, Views(2, momentum=False, query=(1,)))
+    >>> z = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+    >>> agreement(Made({0: z, 1: z + 5}), Views(2, momentum=False, query=(1,)))
     tensor(1.)
     """
     anchors = made.momentum if views.momentum else made.online
@@ -334,7 +346,9 @@ def agreement(made: Made, views: Views) -> Tensor:
     if not pairs:
         raise IECLError("agreement: the host made no pair of a query and an anchor in this step")
     with torch.no_grad():
-        cosines = [F.cosine_similarity(queries[q].float(), anchors[a].float()) for q, a in pairs]
+        query = {v: _centred(z) for v, z in queries.items()}
+        anchor = {v: _centred(z) for v, z in anchors.items()}
+        cosines = [F.cosine_similarity(query[q], anchor[a]) for q, a in pairs]
         value = torch.cat(cosines).mean()
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(value)

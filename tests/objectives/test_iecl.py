@@ -297,21 +297,36 @@ def test_the_default_is_the_variants_own() -> None:
 # --- noise and its budget
 
 
+def _reference_agreement(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+    one, two = one - one.mean(0), two - two.mean(0)
+    rows = [torch.dot(a, b) / (a.norm() * b.norm()) for a, b in zip(one, two, strict=True)]
+    return torch.stack(rows).mean()
+
+
 def test_agreement_is_of_positive_pairs() -> None:
     z = F.normalize(torch.randn(4, 8, 6, generator=torch.Generator().manual_seed(0)), dim=-1)
     one, two, three, four = z.unbind(0)
-    cosine = (two * one).sum(-1).mean()
-    torch.testing.assert_close(agreement(Made({0: 3 * one, 1: two}), PAIR), cosine)
+    expected = _reference_agreement(one, two)
+    torch.testing.assert_close(agreement(Made({0: 3 * one, 1: two}), PAIR), expected)
     made = Made({0: one, 1: two}, {0: three, 1: four})
-    crossed = ((one * four).sum(-1).mean() + (two * three).sum(-1).mean()) / 2
+    crossed = (_reference_agreement(one, four) + _reference_agreement(two, three)) / 2
     torch.testing.assert_close(agreement(made, WITH_MOMENTUM), crossed)
     only = agreement(Made({0: one}, {0: three}), WITH_MOMENTUM)
-    torch.testing.assert_close(only, (one * three).sum(-1).mean())
+    torch.testing.assert_close(only, _reference_agreement(one, three))
+
+
+def test_embeddings_that_are_all_alike_do_not_agree() -> None:
+    """Of an encoder that has collapsed the plain cosine is 1, and would raise the budget."""
+    generator = torch.Generator().manual_seed(0)
+    shared, noise = torch.ones(16), torch.randn(2, 256, 16, generator=generator)
+    one, two = shared + 0.01 * noise
+    assert F.cosine_similarity(one, two).mean() > 0.99
+    assert agreement(Made({0: one, 1: two}), PAIR).abs() < 0.1
 
 
 @pytest.mark.parametrize(
     ("hold", "level", "end"),
-    [("agreement", 0.9, 0.5), ("agreement", 0.999, 0.01), ("patch_kl", 1e-4, 0.01)],
+    [("agreement", 0.9, 0.3), ("agreement", 0.999, 0.01), ("patch_kl", 1e-4, 0.01)],
 )
 def test_the_budget_goes_where_the_measure_sends_it(hold: str, level: float, end: float) -> None:
     budget = {"hold": hold, "level": level, "rate": 100.0}
@@ -334,8 +349,8 @@ def test_the_budget_settles_where_the_measure_is_at_its_level() -> None:
     """An agreement that falls with the step, as a real one does: 1 - 2 budget."""
     budget = {"hold": "agreement", "level": 0.6, "rate": 0.1}
     iecl = objective({**KL_ALONE, "saib": {"variant": "noise", "budget": budget}})
-    one = F.normalize(torch.randn(64, 16), dim=-1)
-    other = F.normalize(torch.randn(64, 16), dim=-1)
+    half = F.normalize(torch.randn(2, 32, 16), dim=-1)
+    one, other = torch.cat([half, -half], dim=1)  # their mean is 0
     other = F.normalize(other - (other * one).sum(-1, keepdim=True) * one, dim=-1)
     for _ in range(300):
         cosine = 1 - 2 * iecl.saib.budget
