@@ -34,8 +34,8 @@ from iecl_solo.solo.data import pretrain_loader
 from iecl_solo.solo.registry import check_method
 from iecl_solo.solo.settings import prepare_pretrain
 from iecl_solo.train.callbacks.seed import seed_epoch
-from iecl_solo.train.packaged import packaged_configs
 from iecl_solo.train.fit import pretrain
+from iecl_solo.train.packaged import packaged_configs
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "benchmark"
