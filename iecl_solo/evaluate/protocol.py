@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from iecl_solo import checks
 from iecl_solo.errors import IECLError
 
 
@@ -69,14 +70,12 @@ class EvaluationConfig:
     datasets: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 0 < self.held_out < 1:
-            raise IECLError(f"evaluation.held_out: {self.held_out} is not between 0 and 1")
+        checks.number("evaluation.held_out", self.held_out, 0, 0.99, above=True)
         for name, values in (("knn.k", self.knn.k), ("linear.lr", self.linear.lr)):
             if not values or min(values) <= 0:
                 raise IECLError(f"evaluation.{name}: {values} is not a list of positive numbers")
         for share in self.finetune.fractions:
-            if not 0 < share <= 1:
-                raise IECLError(f"evaluation.finetune.fractions: {share} is not in (0, 1]")
+            checks.number("evaluation.finetune.fractions", share, 0, 1, above=True)
         for name, data in self.datasets.items():
             missing = {"dataset", "train_path", "val_path"} - set(data)
             if missing:
