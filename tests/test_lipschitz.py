@@ -350,19 +350,11 @@ def test_global_random_state_is_neither_read_nor_moved(mode: str) -> None:
     [
         ({"mode": "penalti"}, "did you mean 'penalty'"),
         ({"norm": "conv"}, "Allowed: convolution, reshaped"),
-<<<<<<< HEAD
-        ({"power_iterations": 0}, "power_iterations 0"),
-        ({"sigma_min_floor": 0.0}, "sigma_min_floor 0.0"),
-        ({"sigma_min_floor": 1.5}, "sigma_min_floor 1.5"),
-        ({"norm": "convolution"}, "need it"),
-        ({"input_size": (3, 8, 8)}, "need it"),
-=======
         ({"power_iterations": 0}, "power_iterations: 0"),
         ({"sigma_min_floor": 0.0}, "sigma_min_floor: 0.0"),
         ({"sigma_min_floor": 1.5}, "sigma_min_floor: 1.5"),
-        ({"norm": "convolution"}, "needs it"),
-        ({"input_size": (3, 8, 8)}, "needs it"),
->>>>>>> hosts
+        ({"norm": "convolution"}, "need it"),
+        ({"input_size": (3, 8, 8)}, "need it"),
         ({"mode": "bilipschitz", "norm": "convolution", "input_size": (3, 8, 8)}, "reshaped"),
     ],
 )

@@ -230,17 +230,11 @@ class RegularizerConfig:
     fold: bool = False
 
     def __post_init__(self) -> None:
-<<<<<<< HEAD
-        _one_of("iecl.regularizer.mode", self.mode, REGULARIZERS)
-        _one_of("iecl.regularizer.norm", self.norm, NORMS)
-        if self.fold and self.mode == "parametrize":
-            raise IECLError("iecl.regularizer.fold: mode parametrize divides the kernel itself")
-        _at_least("iecl.regularizer.power_iterations", self.power_iterations, 1)
-=======
         checks.one_of("iecl.regularizer.mode", self.mode, REGULARIZERS)
         checks.one_of("iecl.regularizer.norm", self.norm, NORMS)
+        if self.fold and self.mode == "parametrize":
+            raise IECLError("iecl.regularizer.fold: mode parametrize divides the kernel itself")
         checks.whole("iecl.regularizer.power_iterations", self.power_iterations, 1)
->>>>>>> hosts
 
 
 @dataclass
