@@ -93,6 +93,10 @@ class CLIMB(Objective):
 
     name = "climb"
     Config = CLIMBConfig
+    labels = {
+        "entropy_bound": ("upper bound on H(Z)", "nats"),
+        "coding_rate": ("coding rate of Z", "nats"),
+    }
 
     def __init__(
         self,

@@ -186,6 +186,12 @@ class IECL(Objective):
 
     name = "iecl"
     Config = IECLConfig
+    labels = {
+        "kl": ("KL term", "nats"),
+        "entropy": ("entropy term", "nats"),
+        "regularizer": ("regulariser", ""),
+        "saib_decay": ("decay of SAIB's weights", ""),
+    }
 
     def __init__(
         self,

@@ -121,10 +121,13 @@ class Objective(nn.Module):
     Attributes:
         name: prefix of the registered methods, of the log entries and name of the config block.
         Config: the dataclass that the config block is checked against.
+        labels: by term, what a report calls it and its unit; a term that is not here goes by its
+            own name.
     """
 
     name: ClassVar[str]
     Config: ClassVar[type[Any]]
+    labels: ClassVar[Mapping[str, tuple[str, str]]] = {}
     views: Views
 
     @property

@@ -128,6 +128,11 @@ class Results:
         return asked[0] if asked else None
 
     @property
+    def tested(self) -> str | None:
+        """The first measure that is no cost: what figures of one measure are of."""
+        return next((m for m in self.measures if not is_cost(m)), None)
+
+    @property
     def seeds(self) -> int:
         """Seeds of the grid."""
         return len(self.meta.get("seeds") or self.cells["seed"].unique())

@@ -11,8 +11,10 @@ from typing import Any
 import pandas as pd
 
 from iecl_solo.report.statistics import Summary
+from iecl_solo.solo.registry import term_label
 
-#: What measures are called, and their units; any other is called by its own name.
+#: What measures are called, and their units; a term of an objective is called as the objective
+#: says, and any other measure by its own name.
 NAMES = {
     "online_acc1": ("online linear top-1", "%"),
     "online_acc5": ("online linear top-5", "%"),
@@ -33,9 +35,6 @@ NAMES = {
     "delta_h_isotropic": ("ΔH from scaling", "nats per dimension"),
     "delta_h_anisotropic": ("ΔH beyond scaling", "nats per dimension"),
     "host_loss": ("the host's own loss", ""),
-    "iecl_kl": ("KL term", "nats"),
-    "iecl_entropy": ("entropy term", "nats"),
-    "iecl_regularizer": ("regulariser", ""),
     "seconds_per_step": ("time of a step", "s"),
     "parameters": ("parameters", ""),
     "peak_memory_bytes": ("peak memory", "MiB"),
@@ -59,6 +58,11 @@ def is_cost(measure: str) -> bool:
     return measure in COST or measure in _QUARTILES
 
 
+def _known(measure: str) -> tuple[str, str] | None:
+    """Name and unit: of the list above, or as its objective calls its term."""
+    return NAMES.get(measure) or term_label(measure)
+
+
 def name(measure: str) -> str:
     """What a measure is called in prose.
 
@@ -66,15 +70,16 @@ def name(measure: str) -> str:
         >>> name("knn_acc1"), name("knn_acc1/stl10"), name("mine")
         ('k-NN top-1', 'k-NN top-1 on stl10', 'mine')
     """
-    known, _, other = measure.partition("/")
-    if known not in NAMES:
+    base, _, other = measure.partition("/")
+    known = _known(base)
+    if known is None:
         return measure
-    return f"{NAMES[known][0]} on {other}" if other else NAMES[known][0]
+    return f"{known[0]} on {other}" if other else known[0]
 
 
 def unit(measure: str) -> str:
     """The unit of a measure, empty for those without or unknown."""
-    return NAMES.get(measure.partition("/")[0], ("", ""))[1]
+    return (_known(measure.partition("/")[0]) or ("", ""))[1]
 
 
 def title(measure: str) -> str:

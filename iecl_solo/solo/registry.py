@@ -77,6 +77,19 @@ def split_method(name: str) -> tuple[list[str], str]:
     return carried, name
 
 
+def term_label(logged: str) -> tuple[str, str] | None:
+    """What a report calls an objective's logged term, and its unit; None for any other value.
+
+    >>> term_label("climb_entropy_bound"), term_label("val_acc1")
+    (('upper bound on H(Z)', 'nats'), None)
+    """
+    for objective in OBJECTIVES:
+        if logged.startswith(f"{objective.name}_"):
+            term = logged.removeprefix(f"{objective.name}_")
+            return objective.labels.get(term, (term.replace("_", " "), ""))
+    return None
+
+
 def choose_objectives(cfg: DictConfig) -> None:
     """Let the key ``objectives``, where there is one, say which objectives the method carries.
 

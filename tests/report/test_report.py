@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,12 +16,15 @@ import pytest
 from scipy import stats
 from support_report import ARMS, BATCH, make_store, rich_store
 
+import iecl_solo.report.sections as report_sections
 from iecl_solo.cli.main import main
 from iecl_solo.experiments.store import Store
 from iecl_solo.report.answer import answer
-from iecl_solo.report.comparisons import sweeps
 from iecl_solo.report.page import write_report
 from iecl_solo.report.results import read
+from iecl_solo.report.sections.sensitivity import sweeps
+from iecl_solo.report.tables import title
+from iecl_solo.solo.registry import OBJECTIVES
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 TWO = {"simclr": ARMS["simclr"], "iecl_simclr": ARMS["iecl_simclr"]}
@@ -476,3 +481,40 @@ def test_json_of_a_configuration_is_whole(tmp_path: Path):
     source = (tmp_path / "report.html").read_text(encoding="utf-8").replace("&#34;", '"')
     blocks = [b for b in re.findall(r"<pre[^>]*>(\{.*?)</pre>", source, flags=re.DOTALL)]
     assert [json.loads(b)["method"] for b in blocks] == ["simclr", "iecl_simclr"]
+
+
+def test_a_section_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "dummy.py").write_text(
+        "from iecl_solo.report.section import Section\n\n\n"
+        "def sections(results):\n"
+        "    return [Section('dummy', 'A dummy', 15, words=[f'{len(results.cells)} runs'])]\n"
+    )
+    monkeypatch.setattr(report_sections, "__path__", [*report_sections.__path__, str(tmp_path)])
+    write_report(make_store(tmp_path, arms=TWO), tmp_path)
+    page = Page(tmp_path / "report.html")
+    own = [a["id"] for tag, a in page.tags if tag == "section"]
+    assert own.index("dummy") == own.index("knn-acc1") + 1 and "6 runs" in page.text
+    assert "## A dummy" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    sys.modules.pop("iecl_solo.report.sections.dummy")
+
+
+def test_no_objective_is_named_in_the_report():
+    folder = Path(report_sections.__file__).parents[1]
+    names = "|".join(objective.name for objective in OBJECTIVES)
+    for path in folder.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        docs = {
+            ast.get_docstring(node, clean=False)
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        }
+        for node in ast.walk(tree):  # examples in docstrings may
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                named = re.search(rf"\b({names})_(?!solo)", node.value)
+                assert node.value in docs or not named, f"{path}: {node.value}"
+
+
+def test_terms_are_called_as_their_objective_says():
+    assert title("iecl_kl") == "KL term (nats)"
+    assert title("climb_entropy_bound") == "upper bound on H(Z) (nats)"
+    assert title("iecl_some_new_term") == "some new term"
