@@ -84,6 +84,8 @@ def _begin(benchmark: BenchmarkConfig, store: Store, arguments: list[str]) -> No
             *("data", "seeds", "published", "evaluation"),
         )
     }
+    # a YAML of one's own need not have presets, and is then not "the paper's"
+    meta["preset"] = benchmark.preset if benchmark.presets else None
     meta["command"] = shlex.join(["iecl-solo", "benchmark", *arguments])
     meta["cells"] = [cell.id for cell in cells(benchmark)]
     store.begin(meta, fixed=("name", "preset", "kind"))

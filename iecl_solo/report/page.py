@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 
 from iecl_solo.experiments.store import Store
-from iecl_solo.report.answer import answer, state
+from iecl_solo.report.answer import answer, collapses, state
 from iecl_solo.report.results import count, read, text
 from iecl_solo.report.runs import configuration_table, run_notes, shared
 from iecl_solo.report.section import expand
@@ -70,14 +70,17 @@ def write_report(store: Store, to: Path) -> Path:
         _write(to / "tables" / "runs.csv", frame.to_csv(index=False))
     for figure in pictures:
         _write(to / "figures" / f"{figure.name}.svg", figure.svg)
+    preset = results.meta.get("preset")
     versions = [v for v in results.cells["versions"] if isinstance(v, dict)]
     devices = Counter(d for d in results.cells["device"] if isinstance(d, str))
     context = {
         "name": results.meta.get("name") or "benchmark",
-        "preset": results.meta.get("preset"),
+        "preset": preset,
         "question": results.meta.get("question"),
         "answer": answer(results),
         "state": state(results),
+        "collapses": collapses(results),
+        "kind": "Benchmark" if "kind" in results.meta or preset else "Comparison",
         "total": len(results.cells) + len(results.missing),
         "facts": {
             "arms": " · ".join(results.meta.get("arms") or results.arms),

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from iecl_solo.experiments.store import Store
 from iecl_solo.report import figures
 from iecl_solo.report.figures import Look
 from iecl_solo.report.statistics import Difference, difference_table, paired_difference, pairs
-from iecl_solo.report.tables import better, is_cost
+from iecl_solo.report.tables import better, difference_unit, is_cost
 
 BATCH_SIZE = "optimizer.batch_size"
 
@@ -148,7 +149,7 @@ class Results:
 
     def differences(self, measure: str) -> pd.DataFrame:
         """``difference_table`` of one measure, in the grid's order."""
-        table = difference_table(self.of(measure), ["setting"])
+        table = difference_table(self.of(measure), ["setting"], difference_unit(measure))
         order = table["arm"].map(self.arms.index) if len(table) else None
         return table.assign(order=order).sort_values(["setting", "order"], ignore_index=True)
 
@@ -178,6 +179,51 @@ class Results:
         return dict(zip(["data", *self.axes], self.settings[setting], strict=True))
 
 
+def data_name(given: str, config: Any) -> str:
+    """What a run's data set is called: a folder of images by the folder's name, not "custom".
+
+    Args:
+        given: as the store has it.
+        config: the run's completed configuration, None before it has finished.
+
+    Example:
+        >>> data_name("custom", {"data": {"train_path": "datasets/digits/train"}})
+        'digits'
+        >>> data_name("custom", {"data": {"train_path": "/photos/holiday"}})
+        'holiday'
+        >>> data_name("cifar10", None)
+        'cifar10'
+    """
+    path = config.get("data", {}).get("train_path") if isinstance(config, dict) else None
+    if given != "custom" or not isinstance(path, str):
+        return given
+    parts = [p for p in Path(path).parts if p.lower() not in ("train", "training", "images", "/")]
+    return parts[-1] if parts and parts[-1] not in (".", "..") else given
+
+
+def _named_data(cells: pd.DataFrame) -> pd.DataFrame:
+    names = [data_name(d, c) for d, c in zip(cells["data"], cells["config"], strict=True)]
+    # a run that has not finished goes by the name of those that have, of the same data
+    known = {d: n for d, n in zip(cells["data"], names, strict=True) if d != n}
+    return cells.assign(data=[known.get(n, n) for n in names])
+
+
+#: Top-5 accuracy of no more classes than this is 100 %, and says nothing.
+_TOP5 = 5
+
+
+def _telling(runs: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """The rows without top-5 accuracies where there are five classes or fewer."""
+    classes = {
+        cell: (config.get("data") or {}).get("num_classes")
+        for cell, config in zip(cells["id"], cells["config"], strict=True)
+        if isinstance(config, dict)
+    }
+    few = {cell for cell, n in classes.items() if isinstance(n, int) and n <= _TOP5}
+    # on another data set ("/NAME") the classes are others, and the evaluation leaves it out
+    return runs[~(runs["measure"].str.contains(r"_acc5$") & runs["cell"].isin(few))]
+
+
 def read(store: Store) -> Results:
     """Everything in a store that is of the current grid; nothing need be there."""
     meta, cells = store.meta(), store.cells()
@@ -188,6 +234,7 @@ def read(store: Store) -> Results:
         missing = [cell for cell in wanted if cell not in set(cells["id"])]
         cells = cells[cells["id"].isin(place)]
         cells = cells.sort_values("id", key=lambda ids: ids.map(place))
+    cells = _named_data(cells)
     axes = [axis for axis in meta.get("axes") or {} if axis in cells or cells.empty]
     others = (c for c in cells.columns if c not in (*_COLUMNS, *axes))
     axes += [c for c in others if cells[c].notna().any()]
@@ -202,6 +249,7 @@ def read(store: Store) -> Results:
         columns={"id": "cell"}
     )
     runs = done.merge(store.metrics().rename(columns={"name": "measure"}), on="cell")
+    runs = _telling(runs, cells)
     curves = done.merge(store.curves(), on="cell")
     for frame in (runs, curves):
         frame["value"] = pd.to_numeric(frame["value"]).astype("float64")

@@ -82,6 +82,11 @@ def unit(measure: str) -> str:
     return (_known(measure.partition("/")[0]) or ("", ""))[1]
 
 
+def difference_unit(measure: str) -> str:
+    """The unit of a difference: of percentages it is points."""
+    return "points" if unit(measure) == "%" else unit(measure)
+
+
 def title(measure: str) -> str:
     """Its name and unit, as axes and headings have them.
 
@@ -242,7 +247,7 @@ _LATEX: dict[str | int, str | int | None] = {
         "±": r"$\pm$",
         "−": "$-$",
         "×": r"$\times$",
-        "≈": r"$\approx$",
+        "†": r"$\dagger$",
         "≥": r"$\geq$",
         "≤": r"$\leq$",
     },
@@ -266,7 +271,7 @@ def latex(table: Table) -> str:
 
     Example:
         >>> table = Table("t", "T", "Of x.", ["arm", "k-NN (%)"],
-        ...               [[Cell("a_b"), Cell("91 ± 1", True, "≈")]], "hr", pd.DataFrame())
+        ...               [[Cell("a_b"), Cell("91 ± 1", True, "†")]], "hr", pd.DataFrame())
         >>> print(latex(table))
         \\begin{table}[t]
         \\centering
@@ -276,7 +281,7 @@ def latex(table: Table) -> str:
         \\toprule
         arm & k-NN (\\%) \\\\
         \\midrule
-        a\\_b & \\textbf{91 $\\pm$ 1}$^{\\approx}$ \\\\
+        a\\_b & \\textbf{91 $\\pm$ 1}$^{\\dagger}$ \\\\
         \\bottomrule
         \\end{tabular}
         \\end{table}
@@ -286,8 +291,9 @@ def latex(table: Table) -> str:
     def entry(cell: Cell) -> str:
         text = escape_latex(cell.text)
         text = rf"\textbf{{{text}}}" if cell.bold else text
-        mark = escape_latex(cell.mark).strip("$")
-        return rf"{text}$^{{{mark}}}$" if mark else text
+        mark = escape_latex(cell.mark)
+        mark = mark.strip("$") if mark.startswith("$") else rf"\mathrm{{{mark}}}"
+        return rf"{text}$^{{{mark}}}$" if cell.mark else text
 
     frame = pd.DataFrame([[entry(cell) for cell in row] for row in table.rows])
     frame = frame.reindex(columns=range(len(table.head)))  # by number: headings may repeat

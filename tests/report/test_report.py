@@ -19,9 +19,11 @@ from support_report import ARMS, BATCH, make_store, rich_store
 import iecl_solo.report.sections as report_sections
 from iecl_solo.cli.main import main
 from iecl_solo.experiments.store import Store
-from iecl_solo.report.answer import answer
+from iecl_solo.report.answer import answer, collapses
 from iecl_solo.report.page import write_report
 from iecl_solo.report.results import read
+from iecl_solo.report.sections.curves import over_seeds
+from iecl_solo.report.sections.measures import main_table
 from iecl_solo.report.sections.sensitivity import sweeps
 from iecl_solo.report.tables import title
 from iecl_solo.solo.registry import OBJECTIVES
@@ -206,17 +208,21 @@ def test_best_and_insignificant_are_marked(rich: Path):
     lines = (rich / "report.md").read_text(encoding="utf-8").splitlines()
     line = next(x for x in lines if x.startswith("| digits | 128 | "))
     baseline, iecl, small, large = (cell.strip() for cell in line.split("|")[3:7])
-    assert iecl.startswith("**") and not iecl.endswith("≈")
-    assert small.endswith("≈") and not large.endswith("≈")
-    assert "**" not in baseline + small + large and "≈" not in baseline
+    assert iecl.startswith("**") and not iecl.endswith("n.s.")
+    assert small.endswith("n.s.") and not large.endswith("n.s.")
+    assert "**" not in baseline + small + large and "n.s." not in baseline
 
 
 def test_one_seed_claims_nothing(tmp_path: Path):
     store = make_store(tmp_path, axes={BATCH: [64, 256]}, seeds=(0,))
     write_report(store, tmp_path)
     page = Page(tmp_path / "report.html")
-    assert "No difference can be told from 1 seed" in page.text
-    assert page.text.count("1 seed: too few to tell") == 9
+    assert "Not tested (1 seed, too few to test): in k-NN top-1 the largest diff" in page.text
+    assert page.text.count("not tested (1 seed, at least 3 are needed)") == 9
+    assert page.count("b") == 0  # a lead of one seed is not set off
+    # nor does the sign for "not tested" read as "equal"
+    assert "≈" not in page.text and "n.s." not in page.text
+    assert len(re.findall(r"\d †", page.text)) == 6
     table = pd.read_csv(tmp_path / "tables" / "knn-acc1-differences.csv")
     assert table[["p", "p_holm", "low", "high"]].isna().all(axis=None)
     for name in ("knn-acc1", "knn-acc1-differences"):
@@ -230,7 +236,7 @@ def test_two_seeds_claim_nothing_however_small_p_is(tmp_path: Path):
     store = make_store(tmp_path, arms=TWO, seeds=(0, 1), spread=1e-6)
     results = read(store)
     assert results.differences("knn_acc1")["p"].max() < 0.01
-    assert answer(results).startswith("No difference can be told from 2 seeds: ")
+    assert answer(results).startswith("Not tested (2 seeds, too few to test): ")
 
 
 def test_answer_with_its_interval(tmp_path: Path):
@@ -258,7 +264,9 @@ def test_an_arm_with_a_comma_is_one_arm(tmp_path: Path):
 def test_answer_without_a_difference(tmp_path: Path):
     store = make_store(tmp_path, arms=TWO, seeds=range(3), spread=20.0)
     found = answer(read(store))
-    assert re.match(r"No difference can be told from 3 seeds \(p = 0\.\d{3}\): in k-NN", found)
+    assert found.startswith("iecl_simclr is not significantly different from simclr in k-NN top-1")
+    assert re.search(r"3 seeds, paired t, p = 0\.\d{3}, minimum detectable difference \d+ p", found)
+    assert found.endswith(" points at 80 % power.")
     assert "95 % interval −" in found
 
 
@@ -466,7 +474,7 @@ def test_command(given: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["report", str(path), *to]) == 0
     page = (tmp_path if given == "folder" else tmp_path / "elsewhere") / "report.html"
     out = capsys.readouterr().out
-    assert out.startswith("No difference can be told from 1 seed") and str(page) in out
+    assert out.startswith("Not tested (1 seed, too few to test)") and str(page) in out
     assert page.is_file()
 
 
@@ -518,3 +526,77 @@ def test_terms_are_called_as_their_objective_says():
     assert title("iecl_kl") == "KL term (nats)"
     assert title("climb_entropy_bound") == "upper bound on H(Z) (nats)"
     assert title("iecl_some_new_term") == "some new term"
+
+
+def test_nothing_is_bold_where_nothing_is_significant(tmp_path: Path):
+    write_report(make_store(tmp_path, arms=TWO, seeds=range(3), spread=20.0), tmp_path)
+    page = Page(tmp_path / "report.html")
+    assert page.count("b") == 0 and "Bold: the highest" not in page.text
+    assert "not significantly different (minimum detectable difference" in page.text
+
+
+def test_baseline_is_bold_only_where_all_else_is_significantly_below(tmp_path: Path):
+    arms = {**TWO, "bad": {"method": "iecl_simclr"}, "same": {"method": "iecl_simclr"}}
+    store = make_store(tmp_path, arms=arms, seeds=range(4), measures=["knn_acc1"])
+    for seed in range(4):
+        for arm, value in (("simclr", 80), ("iecl_simclr", 70), ("bad", 60), ("same", 79)):
+            noise = np.random.default_rng(seed).normal(0, 0.1) * (arm != "simclr")
+            noise += seed * (arm == "same") - (seed % 2) * 4 * (arm == "same")
+            store.finish(f"digits-{arm}-()-{seed}", {"knn_acc1": value + noise})
+    line = [x for x in main_table(read(store), "knn_acc1").rows[0]]
+    assert [cell.bold for cell in line[1:]] == [False] * 4  # "same" may be as good
+    for seed in range(4):
+        store.finish(f"digits-same-()-{seed}", {"knn_acc1": 75 + 0.1 * seed})
+    line = [x for x in main_table(read(store), "knn_acc1").rows[0]]
+    assert [cell.bold for cell in line[1:]] == [True, False, False, False]
+
+
+def test_collapse_is_named(tmp_path: Path):
+    arms = {**TWO, "beta 1": ARMS["beta 1"]}
+    store = make_store(tmp_path, arms=arms, seeds=(0, 1))
+    ranks = {"simclr": 27.0, "iecl_simclr": 3.0, "beta 1": 1.2}
+    for arm, rank in ranks.items():
+        for seed in (0, 1):
+            store.finish(f"digits-{arm}-()-{seed}", {"knn_acc1": 50.0, "effective_rank": rank})
+    assert collapses(read(store)) == [
+        "Dimensional collapse: the embeddings of iecl_simclr have effective rank 3, simclr's 27.",
+        "Collapse: the embeddings of beta 1 have effective rank 1.2, simclr's 27.",
+    ]
+    write_report(store, tmp_path)
+    assert "effective rank 3, simclr's 27." in Page(tmp_path / "report.html").text
+    assert "effective rank 3, simclr's 27." in (tmp_path / "report.md").read_text()
+
+
+def test_epochs_are_counted_from_one(tmp_path: Path):
+    results = read(make_store(tmp_path, arms=TWO, epochs=3))
+    assert over_seeds(results, "host_loss", 0, "simclr").index.tolist() == [1, 2, 3]
+
+
+def test_folder_of_images_goes_by_its_own_name(tmp_path: Path):
+    store = make_store(tmp_path, arms=TWO, seeds=(0, 1), data=("custom",), running=(3,))
+    for cell in store.meta()["cells"][:3]:
+        config = {"data": {"dataset": "custom", "train_path": "datasets/digits/train"}}
+        store.finish(cell, {"knn_acc1": 1.0}, config=config)
+    results = read(store)
+    assert results.settings == [("digits",)] and len(results.cells) == 4
+
+
+def test_top5_is_left_out_with_five_classes_or_fewer(tmp_path: Path):
+    store = make_store(tmp_path, arms=TWO, seeds=(0,))
+    for cell, classes in zip(store.meta()["cells"], (5, 6), strict=True):
+        metrics = {"knn_acc1": 90.0, "knn_acc5": 100.0, "knn_acc5/other": 99.0}
+        store.finish(cell, metrics, config={"data": {"num_classes": classes}})
+    runs = read(store).runs
+    assert (runs["measure"] == "knn_acc5").sum() == 1
+    assert (runs["measure"] == "knn_acc5/other").sum() == 2
+
+
+def test_kind_of_page(tmp_path: Path):
+    for meta, words in (
+        ({"preset": "smoke", "kind": "training"}, "Benchmark, smoke preset"),
+        ({"preset": None, "kind": "training"}, "Benchmark"),
+        ({"preset": None}, "Comparison"),
+    ):
+        folder = tmp_path / words
+        write_report(make_store(folder, arms=TWO, seeds=(0,), **meta), folder)
+        assert f'<p class="kind">{words}</p>' in (folder / "report.html").read_text()

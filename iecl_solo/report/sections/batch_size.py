@@ -15,6 +15,7 @@ from iecl_solo.report.statistics import Difference, caution, holm
 from iecl_solo.report.tables import (
     Cell,
     Table,
+    difference_unit,
     heading,
     interval,
     name,
@@ -90,7 +91,7 @@ def trend_table(
     rows, data = [], []
     where = ["data", *(results.axis_name(axis) for axis in results.axes if axis != BATCH_SIZE)]
     for (rest, comparison, difference), p in zip(found, corrected, strict=True):
-        why = caution(difference, float(p))
+        why = caution(difference, float(p), f"{difference_unit(measure)} per doubling".lstrip())
         rows.append(
             [
                 *map(Cell, rest),

@@ -12,11 +12,12 @@ from iecl_solo.report import figures
 from iecl_solo.report.figures import Picture, Row, picture
 from iecl_solo.report.results import Results, count, records, slug, text
 from iecl_solo.report.section import MANY, Section, expand, setting_cells
-from iecl_solo.report.statistics import MIN_SEEDS, Difference, summarize, summary_table
+from iecl_solo.report.statistics import MIN_SEEDS, Difference, sign, summarize, summary_table
 from iecl_solo.report.tables import (
     Cell,
     Table,
     better,
+    difference_unit,
     heading,
     interval,
     is_cost,
@@ -55,14 +56,23 @@ def main_table(results: Results, measure: str) -> Table:
     }
     n = max((summary.n for summary in summaries.values()), default=0)
 
+    def best(i: int) -> str | None:
+        """The arm to be set in bold: none unless its lead is significant."""
+        there = [arm for arm in arms if summaries[i, arm].n]
+        if better(measure) == 0 or len(there) < 2:
+            return None
+        first = max(there, key=lambda arm: better(measure) * summaries[i, arm].mean)
+        compared = [first] if (i, first) in cautions else [a for a in there if (i, a) in cautions]
+        if not compared or any(cautions[i, arm] for arm in compared):
+            return None
+        return first
+
     def entry(i: int, arm: str) -> Cell:
         summary = summaries[i, arm]
         if not summary.n:
             return Cell("–")
-        means = [summaries[i, other].mean for other in arms if summaries[i, other].n]
-        best = max(means) if better(measure) > 0 else min(means)
-        bold = better(measure) != 0 and len(means) > 1 and summary.mean == best
-        return Cell(plus_minus(measure, summary, n), bold, "≈" if cautions.get((i, arm)) else "")
+        mark = sign(cautions.get((i, arm), ""))
+        return Cell(plus_minus(measure, summary, n), best(i) == arm, mark)
 
     if len(arms) > max(MANY, len(settings)):
         head = ["arm", *(results.setting_text(i, varying=True) or "value" for i in settings)]
@@ -77,13 +87,17 @@ def main_table(results: Results, measure: str) -> Table:
         f"Mean ± standard deviation over {count(n, 'seed')}" if n > 1 else "One seed, so no spread"
     )
     caption += ", or as many as given." if any(0 < s.n < n for s in summaries.values()) else "."
-    if better(measure) and len(arms) > 1:
-        caption += f" Bold: the {'highest' if better(measure) > 0 else 'lowest'} mean."
-    if any(cautions.values()):
+    if any(best(i) for i in settings):
+        extreme = "highest" if better(measure) > 0 else "lowest"
+        caption += f" Bold: the {extreme} mean, where it differs significantly."
+    marks = {sign(words) for words in cautions.values()}
+    if "n.s." in marks:
         caption += (
-            " ≈: no difference from its baseline can be told (paired t test, Holm-corrected, "
-            f"p ≥ 0.05, or fewer than {MIN_SEEDS} seeds)."
+            " n.s.: not significantly different from its baseline (paired t test, p ≥ 0.05 after "
+            "Holm's correction)."
         )
+    if "†" in marks:
+        caption += f" †: not tested against its baseline (fewer than {MIN_SEEDS} seeds)."
     return Table(
         slug(measure), heading(title(measure)), caption, head, rows, align, expand(results, data)
     )
@@ -110,18 +124,19 @@ def differences_table(results: Results, measure: str) -> Table:
         if tested:
             entries.append(Cell(interval(measure, difference, sign=True)))
             entries += [Cell(p_value(row["p"])), Cell(p_value(row["p_holm"]))]
-        entries.append(Cell(row["caution"] or ("higher" if difference.mean > 0 else "lower")))
+        direction = "higher" if difference.mean > 0 else "lower"
+        entries.append(Cell(row["caution"] or f"significantly {direction}"))
         rows.append(entries)
-    points = " (points)" if unit(measure) == "%" else f" ({unit(measure)})" * bool(unit(measure))
-    head = [*results.setting_head, "comparison", "n", f"difference{points}"]
+    of_unit = f" ({difference_unit(measure)})" if unit(measure) else ""
+    head = [*results.setting_head, "comparison", "n", f"difference{of_unit}"]
     caption = "Paired by seed: same initial weights, order of data and augmentations."
     if tested:
         head += ["95 % interval", "p", "p (Holm)"]
         caption += (
             " 95 % t interval; p of the paired t test, and after Holm's correction over "
             f"{count(len(rows), 'comparison')}. Bold: corrected p < 0.05 with at least {MIN_SEEDS} "
-            "seeds. Where nothing is told apart, the verdict gives the difference that as many "
-            "seeds of this spread show 4 times in 5."
+            "seeds. The minimum detectable difference is what a test of as many seeds of this "
+            "spread finds significant 4 times in 5."
         )
     labels = len(results.setting_head) + 1
     return Table(
@@ -164,15 +179,15 @@ def _forest(
         rows.append(Row(label, row["mean"], row["low"], row["high"], not row["caution"]))
     of = f" from {next(iter(bases))}" if len(bases) == 1 else ""
     caption = (
-        "Mean paired difference and 95 % interval; filled where it is told apart (Holm), hollow "
-        "where it is not; no line where there is no interval."
+        "Mean paired difference and 95 % interval; filled where it is significant after Holm's "
+        "correction, hollow where it is not; no line where there is no interval."
     )
-    points = " (points)" if unit(measure) == "%" else f" ({unit(measure)})" * bool(unit(measure))
+    of_unit = f" ({difference_unit(measure)})" if unit(measure) else ""
     return picture(
         stem,
         f"Differences{of} in {name(measure)}" + (f", {setting}" if setting else ""),
         caption,
-        partial(figures.forest, rows=rows, x=f"difference in {name(measure)}{points}"),
+        partial(figures.forest, rows=rows, x=f"difference in {name(measure)}{of_unit}"),
         height=0.75 + 0.4 * len(rows),
         grid="x",
     )

@@ -13,7 +13,7 @@ from iecl_solo.report import figures
 from iecl_solo.report.figures import Picture, Tile, picture
 from iecl_solo.report.results import Results, groups, records, slug
 from iecl_solo.report.section import Section, seeds_line
-from iecl_solo.report.statistics import summarize
+from iecl_solo.report.statistics import sign, summarize
 from iecl_solo.report.tables import name, number, title
 from iecl_solo.solo.config import flatten
 
@@ -118,7 +118,7 @@ def _heat_map(
             row = told.get((i, arm))
             if row is None:
                 return Tile(math.nan, "")
-            mark = "≈" if row["caution"] else ""
+            mark = f" {sign(row['caution'])}".rstrip()
             return Tile(row["mean"], number(measure, row["mean"], row["sd"], sign=True) + mark)
         summary = summarize(results.values(measure, i, arm))
         return Tile(summary.mean, number(measure, summary.mean, summary.sd))
@@ -130,7 +130,12 @@ def _heat_map(
     key = sweep.key.rpartition(".")[2]
     caption = f"{what[0].upper() + what[1:]}, mean over seeds; {sweep.key} across."
     if diverging:
-        caption += " ≈: cannot be told from 0. Blue-green is above the baseline, orange below."
+        marks = {"n.s.": "not significantly different from the baseline", "†": "not tested"}
+        drawn = [t.text for row in grid for t in row]
+        caption += "".join(
+            f" {mark}: {words}." for mark, words in marks.items() if any(mark in t for t in drawn)
+        )
+        caption += " Blue-green is above the baseline, orange below."
     return [
         picture(
             stem,
