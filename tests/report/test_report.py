@@ -222,7 +222,7 @@ def test_one_seed_claims_nothing(tmp_path: Path):
     assert page.count("b") == 0  # a lead of one seed is not set off
     # nor does the sign for "not tested" read as "equal"
     assert "≈" not in page.text and "n.s." not in page.text
-    assert len(re.findall(r"\d †", page.text)) == 6
+    assert len(re.findall(r"\d †", page.text)) == 12  # three in a row of the table, and of the map
     table = pd.read_csv(tmp_path / "tables" / "knn-acc1-differences.csv")
     assert table[["p", "p_holm", "low", "high"]].isna().all(axis=None)
     for name in ("knn-acc1", "knn-acc1-differences"):
@@ -600,3 +600,12 @@ def test_kind_of_page(tmp_path: Path):
         folder = tmp_path / words
         write_report(make_store(folder, arms=TWO, seeds=(0,), **meta), folder)
         assert f'<p class="kind">{words}</p>' in (folder / "report.html").read_text()
+
+
+def test_wide_tables_stack_on_a_telephone(rich: Path):
+    page = Page(rich / "report.html")
+    heads = [a.get("data-head") for tag, a in page.tags if tag == "td"]
+    assert all(heads) and "verdict" in heads
+    assert sum(a.get("class") == "stacks" for tag, a in page.tags if tag == "table") > 5
+    narrow = page.source.partition("@media (max-width: 40rem)")[2].partition("@media print")[0]
+    assert "attr(data-head)" in narrow and "pre-wrap" in narrow
