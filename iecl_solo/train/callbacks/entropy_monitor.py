@@ -158,7 +158,8 @@ class EntropyMonitor(Callback):
         values = measure(module, self.host, views, self.config)
         values["monitor_seconds"] = time.perf_counter() - start
         module.log_dict({f"monitor_{k}": v for k, v in values.items()}, rank_zero_only=True)
-        self._write({"epoch": trainer.current_epoch, **values})
+        images = len(views[0])  # that the figures are of: a batch may have fewer than asked for
+        self._write({"epoch": trainer.current_epoch, "images": images, **values})
         saib = getattr(getattr(module, "iecl", None), "saib", None)
         if saib is not None:
             save_saib(
