@@ -83,6 +83,16 @@ class EvaluationConfig:
                 raise IECLError(f"evaluation.datasets.{name}: {sorted(missing)} missing")
 
 
+def decay_epochs(max_epochs: int) -> list[int]:
+    """The epochs after which a linear layer's learning rate falls to a tenth.
+
+    Example:
+        >>> decay_epochs(30), decay_epochs(2)
+        ([18, 24, 27], [1])
+    """
+    return sorted({max(1, int(max_epochs * part)) for part in (0.6, 0.8, 0.9)})
+
+
 def linear_config(
     cfg: DictConfig,
     data: dict[str, Any],
@@ -97,7 +107,7 @@ def linear_config(
         protocol: linear evaluation, or fine-tuning.
         checkpoint: of the pretraining run.
     """
-    steps = sorted({max(1, int(protocol.max_epochs * part)) for part in (0.6, 0.8, 0.9)})
+    steps = decay_epochs(protocol.max_epochs)
     finetune = isinstance(protocol, FinetuneProtocol)
     return OmegaConf.create(
         {

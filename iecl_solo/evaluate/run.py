@@ -8,15 +8,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from sklearn.model_selection import train_test_split
-from torch import Tensor, nn
-from torch.utils.data import Subset, TensorDataset
+from torch import Tensor
+from torch.utils.data import Subset
 
-from iecl_solo.evaluate.knn import extract_features, knn_accuracy
+from iecl_solo.evaluate.knn import extract_features, knn_accuracies, knn_accuracy
 from iecl_solo.evaluate.linear import linear_accuracy
 from iecl_solo.evaluate.load import Pretrained, load_backbone, load_method, read_pretrained
-from iecl_solo.evaluate.protocol import EvaluationConfig, KNNProtocol, linear_config
+from iecl_solo.evaluate.probe import fit_probes
+from iecl_solo.evaluate.protocol import (
+    EvaluationConfig,
+    KNNProtocol,
+    decay_epochs,
+    linear_config,
+)
 from iecl_solo.files import read_json, write_json
 from iecl_solo.solo.config import plain
 from iecl_solo.solo.data import evaluation_datasets, evaluation_loader, pretrain_loader
@@ -29,17 +35,6 @@ from iecl_solo.train.run import Run, versions
 
 EVALUATION = "evaluation.json"
 Labelled = tuple[Tensor, Tensor]
-
-
-class _Features(nn.Module):
-    """Stands for a frozen backbone whose features (N, d) were computed beforehand."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = self.inplanes = num_features
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
 
 
 def split(labels: Tensor, share: float, seed: int) -> tuple[Sequence[int], Sequence[int]]:
@@ -60,20 +55,25 @@ def _at(data: Labelled, indices: Sequence[int]) -> Labelled:
     return data[0][indices], data[1][indices]
 
 
+def device() -> str:
+    """Where features are computed and compared."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _knn(
-    host: Host, train: Labelled, test: Labelled, protocol: KNNProtocol, held_out: float
+    train: Labelled, test: Labelled, protocol: KNNProtocol, held_out: float
 ) -> dict[str, float]:
     options: dict[str, Any] = {
         "temperature": protocol.temperature,
         "distance": protocol.distance,
+        "device": device(),
     }
     best = protocol.k[0]
     if len(protocol.k) > 1:
         chosen, rest = split(train[1], held_out, 0)
-        voters, judged = _at(train, rest), _at(train, chosen)
-        scores = {k: knn_accuracy(host, voters, judged, k=k, **options)[0] for k in protocol.k}
-        best = max(scores, key=scores.__getitem__)
-    top1, top5 = knn_accuracy(host, train, test, k=best, **options)
+        scores = knn_accuracies(_at(train, rest), _at(train, chosen), k=protocol.k, **options)
+        best = max(scores, key=lambda k: scores[k][0])
+    top1, top5 = knn_accuracy(train, test, k=best, **options)
     return {"knn_acc1": top1, "knn_acc5": top5, "knn_k": best}
 
 
@@ -101,9 +101,8 @@ class _Evaluation:
         )
 
     def _features(self, dataset: Any) -> Labelled:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         return extract_features(
-            self.backbone, evaluation_loader(dataset, 256, self.cfg.data.num_workers), device
+            self.backbone, evaluation_loader(dataset, 256, self.cfg.data.num_workers), device()
         )
 
     def _config(self, protocol: Any) -> tuple[DictConfig, dict[str, Any]]:
@@ -116,35 +115,41 @@ class _Evaluation:
         }
         return linear, arguments
 
-    def _on_features(self, lr: float, train: Labelled, test: Labelled) -> tuple[float, float]:
-        linear, arguments = self._config(self.protocol.linear)
-        linear.optimizer.lr *= lr / self.protocol.linear.lr[0]
-        linear.data.num_workers = 0
-        # features are no images, which main would lay out channels last
-        OmegaConf.update(linear, "performance.disable_channel_last", True, force_add=True)
-        backbone = _Features(train[0].shape[1])
-        return linear_accuracy(
-            linear, backbone, self.host, TensorDataset(*train), TensorDataset(*test), arguments
+    def _on_features(
+        self, rates: Sequence[float], train: Labelled, test: Labelled
+    ) -> list[tuple[float, float]]:
+        """Test accuracies of one probe a rate, all trained together."""
+        protocol = self.protocol.linear
+        probes = fit_probes(
+            *train,
+            [rate * protocol.batch_size / 256 for rate in rates],
+            classes=int(torch.cat([train[1], test[1]]).max()) + 1,
+            max_epochs=protocol.max_epochs,
+            decay_epochs=decay_epochs(protocol.max_epochs),
+            batch_size=protocol.batch_size,
+            weight_decay=protocol.weight_decay,
+            seed=self.cfg.seed,
+            device=device(),
         )
+        return probes.accuracies(*test)
 
     def knn(self) -> dict[str, float]:
-        protocol = self.protocol
-        return _knn(self.host, self.train, self.test, protocol.knn, protocol.held_out)
+        return _knn(self.train, self.test, self.protocol.knn, self.protocol.held_out)
 
     def linear(self) -> dict[str, float]:
         protocol, best = self.protocol.linear, self.protocol.linear.lr[0]
         if len(protocol.lr) > 1:
             chosen, rest = split(self.train[1], self.protocol.held_out, 0)
             parts = _at(self.train, rest), _at(self.train, chosen)
-            scores = {lr: self._on_features(lr, *parts)[0] for lr in protocol.lr}
-            best = max(scores, key=scores.__getitem__)
+            scores = [top1 for top1, _ in self._on_features(protocol.lr, *parts)]
+            best = max(zip(scores, protocol.lr, strict=True), key=lambda s: (s[0] == s[0], s[0]))[1]
         if protocol.augment:
             linear, arguments = self._config(protocol)
             linear.optimizer.lr *= best / protocol.lr[0]
             sets = self._datasets(augment=True)
             top = linear_accuracy(linear, self.backbone, self.host, *sets, arguments)
         else:
-            top = self._on_features(best, self.train, self.test)
+            (top,) = self._on_features([best], self.train, self.test)
         return {"linear_acc1": top[0], "linear_acc5": top[1], "linear_lr": best}
 
     def finetune(self, fraction: float) -> float:
