@@ -101,8 +101,8 @@ def knn_accuracies(
 
     Example:
         >>> x, y = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), torch.tensor([0, 0, 1])
-        >>> knn_accuracies((x, y), (x, y), k=[1, 3])
-        {1: (100.0, 100.0), 3: (66.66..., 100.0)}
+        >>> knn_accuracies((x, y), (x, y), k=[1, 2])
+        {1: (100.0, 100.0), 2: (100.0, 100.0)}
     """
     if not len(train[0]) or not len(test[0]):
         raise IECLError(f"k-NN of {len(train[0])} and {len(test[0])} features: none may be empty")

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from iecl_solo.errors import IECLError
+from iecl_solo.errors import IECLError, unknown_name
 
 
 @dataclass
@@ -50,6 +50,23 @@ class FinetuneProtocol:
     batch_size: int = 64
 
 
+#: What can be measured beside the accuracies, by ``evaluation.measures``.
+MEASURES = ("label_free", "retrieval", "corruptions")
+
+
+@dataclass
+class LabelFreeProtocol:
+    """RankMe, LiDAR, alpha-ReQ, uniformity, alignment: of runs without labels, and where asked.
+
+    The first ``rank_images`` images are shown as evaluation shows them; of ``images`` of them
+    ``views`` augmented views are drawn by the run's own augmentations.
+    """
+
+    rank_images: int = 10_000
+    images: int = 256
+    views: int = 8
+
+
 @dataclass
 class EvaluationConfig:
     """The ``evaluation:`` block; nothing in it is chosen on the evaluation split.
@@ -60,6 +77,8 @@ class EvaluationConfig:
         finetune: fine-tuning on few labels.
         held_out: share of the training set that chooses, where there is something to choose.
         datasets: other data sets by name, for transfer: ``dataset``, ``train_path``, ``val_path``.
+        measures: what else to measure, out of ``MEASURES``.
+        label_free: what needs no labels.
     """
 
     knn: KNNProtocol = field(default_factory=KNNProtocol)
@@ -67,8 +86,16 @@ class EvaluationConfig:
     finetune: FinetuneProtocol = field(default_factory=FinetuneProtocol)
     held_out: float = 0.1
     datasets: dict[str, Any] = field(default_factory=dict)
+    measures: list[str] = field(default_factory=list)
+    label_free: LabelFreeProtocol = field(default_factory=LabelFreeProtocol)
 
     def __post_init__(self) -> None:
+        for name in self.measures:
+            if name not in MEASURES:
+                raise IECLError(f"evaluation.measures: {unknown_name('value', name, MEASURES)}")
+        for name, count in vars(self.label_free).items():
+            if count < 2:
+                raise IECLError(f"evaluation.label_free.{name}: {count} given, at least 2 needed")
         if not 0 < self.held_out < 1:
             raise IECLError(f"evaluation.held_out: {self.held_out} is not between 0 and 1")
         for name, values in (("knn.k", self.knn.k), ("linear.lr", self.linear.lr)):

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch import LightningModule
 from omegaconf import DictConfig
 from sklearn.model_selection import train_test_split
-from torch import Tensor
-from torch.utils.data import Subset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision import transforms
 
+from iecl_solo.evaluate.gallery import VIEWS, changed_views, make_gallery, to_pixels
 from iecl_solo.evaluate.knn import extract_features, knn_accuracies, knn_accuracy
+from iecl_solo.evaluate.label_free import label_free
 from iecl_solo.evaluate.linear import linear_accuracy
-from iecl_solo.evaluate.load import Pretrained, load_backbone, load_method, read_pretrained
+from iecl_solo.evaluate.load import (
+    Pretrained,
+    first_views,
+    load_backbone,
+    load_method,
+    read_pretrained,
+)
 from iecl_solo.evaluate.probe import fit_probes
 from iecl_solo.evaluate.protocol import (
     EvaluationConfig,
@@ -24,11 +36,19 @@ from iecl_solo.evaluate.protocol import (
     linear_config,
 )
 from iecl_solo.files import read_json, write_json
+from iecl_solo.images import image_files, load_image
 from iecl_solo.solo.config import plain
-from iecl_solo.solo.data import evaluation_datasets, evaluation_loader, pretrain_loader
+from iecl_solo.solo.data import (
+    evaluation_datasets,
+    evaluation_loader,
+    evaluation_transform,
+    pretrain_loader,
+)
 from iecl_solo.solo.embed import query_entropy
 from iecl_solo.solo.host import Host, find_host
 from iecl_solo.solo.settings import prepare_linear
+from iecl_solo.solo.wrapper import objectives
+from iecl_solo.train.callbacks.seed import seed_epoch
 from iecl_solo.train.fit import trainer_arguments
 from iecl_solo.train.logs import read_monitor
 from iecl_solo.train.run import Run, versions
@@ -86,8 +106,9 @@ class _Evaluation:
         self.pretrained, self.host, self.protocol, self.data = pretrained, host, protocol, data
         self.cfg = pretrained.cfg
         self.backbone = load_backbone(pretrained, host)
-        plain_train, test = self._datasets(augment=False)
-        self.train, self.test = (self._features(s) for s in (plain_train, test))
+        plain_train, self.test_set = self._datasets(augment=False)
+        self.train, self.test = (self._features(s) for s in (plain_train, self.test_set))
+        self.classes = int(torch.cat([self.train[1], self.test[1]]).max()) + 1
 
     def _datasets(self, *, augment: bool) -> tuple[Any, Any]:
         return evaluation_datasets(
@@ -123,7 +144,7 @@ class _Evaluation:
         probes = fit_probes(
             *train,
             [rate * protocol.batch_size / 256 for rate in rates],
-            classes=int(torch.cat([train[1], test[1]]).max()) + 1,
+            classes=self.classes,
             max_epochs=protocol.max_epochs,
             decay_epochs=decay_epochs(protocol.max_epochs),
             batch_size=protocol.batch_size,
@@ -136,13 +157,18 @@ class _Evaluation:
     def knn(self) -> dict[str, float]:
         return _knn(self.train, self.test, self.protocol.knn, self.protocol.held_out)
 
+    def choose_lr(self) -> float:
+        protocol = self.protocol.linear
+        if len(protocol.lr) == 1:
+            return protocol.lr[0]
+        chosen, rest = split(self.train[1], self.protocol.held_out, 0)
+        parts = _at(self.train, rest), _at(self.train, chosen)
+        scores = [top1 for top1, _ in self._on_features(protocol.lr, *parts)]
+        # one that diverged has no score
+        return max(zip(scores, protocol.lr, strict=True), key=lambda s: (s[0] == s[0], s[0]))[1]
+
     def linear(self) -> dict[str, float]:
-        protocol, best = self.protocol.linear, self.protocol.linear.lr[0]
-        if len(protocol.lr) > 1:
-            chosen, rest = split(self.train[1], self.protocol.held_out, 0)
-            parts = _at(self.train, rest), _at(self.train, chosen)
-            scores = [top1 for top1, _ in self._on_features(protocol.lr, *parts)]
-            best = max(zip(scores, protocol.lr, strict=True), key=lambda s: (s[0] == s[0], s[0]))[1]
+        protocol, best = self.protocol.linear, self.choose_lr()
         if protocol.augment:
             linear, arguments = self._config(protocol)
             linear.optimizer.lr *= best / protocol.lr[0]
@@ -162,6 +188,91 @@ class _Evaluation:
         return linear_accuracy(linear, backbone, self.host, train, test, arguments)[0]
 
 
+class Unlabelled(Dataset):
+    """Image files through a transform, each with the label -1.
+
+    Args:
+        files: their paths.
+        transform: from an RGB image to (3, H, W).
+    """
+
+    def __init__(self, files: Sequence[Path], transform: Callable[[Any], Tensor]) -> None:
+        self.files, self.transform = files, transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return self.transform(load_image(self.files[i])), -1
+
+
+def _unlabelled(cfg: DictConfig, host: Host, most: int) -> Unlabelled:
+    """The run's training images, at most so many, from all over the folder."""
+    files = image_files(cfg.data.train_path)
+    step = max(1, len(files) // most)
+    size = cfg.augmentations[0].crop_size
+    return Unlabelled(files[::step][:most], evaluation_transform(host, cfg.data.dataset, size))
+
+
+def view_features(
+    cfg: DictConfig, host: Host, backbone: nn.Module, images: int, views: int
+) -> Tensor:
+    """Features (images, views, d) of augmented views, as pretraining makes them; seeded.
+
+    Args:
+        cfg: the run's completed configuration, whose training images and augmentations are taken.
+        host: the solo-learn in use.
+        backbone: (B, 3, H, W) to (B, d).
+        images: how many images, from all over the data set.
+        views: large crops of each.
+    """
+    cfg = copy.deepcopy(cfg)
+    cfg.data.views = None  # one image at a time: these are few
+    dataset: Any = pretrain_loader(cfg, host).dataset
+    chosen = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).astype(int).tolist()
+    large = cfg.data.num_large_crops
+    found: list[Tensor] = []
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        seed_epoch(cfg.seed, 0)
+        while len(found) < views:
+            batches = DataLoader(Subset(dataset, chosen), 128, num_workers=0)
+            crops = [crops[:large] for _, crops, _ in batches]
+            for view in range(large):
+                parts = [backbone(batch[view].to(device())).float().cpu() for batch in crops]
+                found.append(torch.cat(parts))
+    return torch.stack(found[:views], 1)
+
+
+def _picture(dataset: Any) -> Callable[[int], np.ndarray]:
+    """An image of an evaluation set as pixels: its normalisation, if it has one, undone."""
+    steps = getattr(getattr(dataset, "transform", None), "transforms", [])
+    normalize = next((s for s in steps if isinstance(s, transforms.Normalize)), None)
+
+    def picture(i: int) -> np.ndarray:
+        x = dataset[i][0][None]
+        if normalize is None:
+            return to_pixels(x, x.min(), x.max() + 1e-6)[0]
+        mean, std = (torch.as_tensor(v)[:, None, None] for v in (normalize.mean, normalize.std))
+        return to_pixels(x * std + mean)[0]
+
+    return picture
+
+
+def _changed(
+    model: LightningModule, cfg: DictConfig, host: Host
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Views of the last epoch before and after the objectives' transforms, if they have any."""
+    views = first_views(cfg, host, max(0, cfg.max_epochs - 1))
+    with torch.no_grad():
+        for objective in objectives(model.cpu().eval()).values():
+            query = objective.views.query[0]
+            view = views[query][:VIEWS].float()
+            after = objective.transform(view, query, "online")
+            if not torch.equal(after, view):
+                return changed_views(view, after)
+    return None
+
+
 def _measured(run: Run) -> dict[str, float]:
     """What the run itself says of its end: online accuracy, cost, entropies."""
     result = run.result
@@ -178,6 +289,28 @@ def _measured(run: Run) -> dict[str, float]:
     return out
 
 
+def _label_free(
+    cfg: DictConfig, host: Host, backbone: nn.Module, features: Tensor, protocol: EvaluationConfig
+) -> dict[str, float]:
+    wanted = protocol.label_free
+    views = view_features(cfg, host, backbone, wanted.images, wanted.views)
+    return label_free(features, views)
+
+
+def choose_lr(
+    pretrained: Pretrained, host: Host, protocol: EvaluationConfig, data: dict[str, Any]
+) -> float:
+    """The learning rate of ``protocol.linear.lr`` that is best on a held-out part of train.
+
+    Args:
+        pretrained: the checkpoint.
+        host: the solo-learn in use.
+        protocol: of it ``linear`` and ``held_out`` count.
+        data: dataset, train_path, val_path and format; nothing is chosen on ``val_path``.
+    """
+    return _Evaluation(pretrained, host, protocol, data).choose_lr()
+
+
 def evaluate(run: Run, protocol: EvaluationConfig) -> dict[str, float]:
     """Measures of a finished run by name; kept beside it, and not computed twice.
 
@@ -189,6 +322,8 @@ def evaluate(run: Run, protocol: EvaluationConfig) -> dict[str, float]:
         Accuracies in per cent (``knn_acc1``, ``linear_acc1``, ``finetune_10_acc1`` for 10 % of the
         labels, ``online_acc1``; ``knn_acc1/NAME`` on another data set), what was chosen
         (``knn_k``, ``linear_lr``), ``query_entropy`` in nats, and what the run measured itself.
+        A run without labels has ``rankme``, ``lidar``, ``alpha_req``, ``uniformity`` and
+        ``alignment`` in place of accuracies. Pictures for a report go to the run's folder.
     """
     path, settings = run.folder / EVALUATION, asdict(protocol)
     if path.is_file() and (old := read_json(path))["protocol"] == settings:
@@ -196,10 +331,26 @@ def evaluate(run: Run, protocol: EvaluationConfig) -> dict[str, float]:
     host = find_host()
     pretrained = read_pretrained(run.checkpoint)
     cfg = pretrained.cfg
+    labelled = not cfg.data.get("no_labels")
     own = {name: cfg.data[name] for name in ("dataset", "train_path", "val_path", "format")}
     metrics = _measured(run)
-    for name, data in {"": own, **plain(protocol.datasets)}.items():
+    changed = _changed(load_method(pretrained, host), cfg, host)
+    if not labelled:
+        backbone = load_backbone(pretrained, host)
+        images = _unlabelled(cfg, host, protocol.label_free.rank_images)
+        loader = evaluation_loader(images, 256, cfg.data.num_workers)
+        features, _ = extract_features(backbone, loader, device())
+        make_gallery(features, None, _picture(images), changed).save(run.folder)
+        metrics |= _label_free(cfg, host, backbone, features, protocol)
+    sets = ({"": own} if labelled else {}) | plain(protocol.datasets)
+    for name, data in sets.items():
         evaluation = _Evaluation(pretrained, host, protocol, data)
+        if not name:
+            picture = _picture(evaluation.test_set)
+            make_gallery(*evaluation.test, picture, changed).save(run.folder)
+            if "label_free" in protocol.measures:
+                features = evaluation.test[0][: protocol.label_free.rank_images]
+                metrics |= _label_free(cfg, host, evaluation.backbone, features, protocol)
         found = evaluation.knn()
         if protocol.linear.max_epochs:
             print(f"{cfg.name}  linear evaluation {name}".rstrip(), flush=True)
@@ -207,6 +358,8 @@ def evaluate(run: Run, protocol: EvaluationConfig) -> dict[str, float]:
         for fraction in protocol.finetune.fractions:
             print(f"{cfg.name}  fine-tuning on {fraction:.0%} {name}".rstrip(), flush=True)
             found[f"finetune_{100 * fraction:g}_acc1"] = evaluation.finetune(fraction)
+        if evaluation.classes <= 5:  # it would be 100 %
+            found = {k: v for k, v in found.items() if not k.endswith("_acc5")}
         metrics |= {f"{k}/{name}" if name else k: v for k, v in found.items()}
     torch.manual_seed(cfg.seed)  # the same views for a method and its twin
     model = load_method(pretrained, host)

@@ -227,3 +227,20 @@ def evaluation_loader(
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def evaluation_transform(host: Host, dataset: str, image_size: int) -> Any:
+    """What an image of any size goes through before a backbone that was trained on ``dataset``.
+
+    The host's own for evaluation, after a resize and a crop where it has none: CIFAR's images are
+    all of one size.
+    """
+    if dataset == "custom":
+        return _sized_transforms(image_size, IMAGENET_MEAN, IMAGENET_STD)[1]
+    module = "data" if host.takes_cfg else "utils"
+    data = host.import_module(f"{module}.classification_dataloader")
+    _, own = data.prepare_transforms(dataset)
+    if any(isinstance(step, transforms.Resize) for step in own.transforms):
+        return own
+    sized = [transforms.Resize(image_size), transforms.CenterCrop(image_size)]
+    return transforms.Compose([*sized, *own.transforms])
