@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from iecl_solo.evaluate.gallery import Gallery, read_gallery
+from iecl_solo.evaluate.label_free import BETTER
 from iecl_solo.experiments.store import Store
 from iecl_solo.report import figures
 from iecl_solo.report.figures import Look
@@ -86,6 +88,7 @@ class Results:
             seed.
         arms: in the order of the benchmark.
         missing: ids of the grid without a row.
+        root: the folder that holds the runs.
     """
 
     meta: dict[str, Any]
@@ -96,6 +99,38 @@ class Results:
     settings: list[tuple[str, ...]]
     arms: list[str]
     missing: list[str]
+    root: Path
+
+    def folder(self, cell: Mapping[str, Any]) -> Path | None:
+        """The folder of a cell's run, None where it is not there (any more)."""
+        config = cell["config"]
+        if not isinstance(config, dict) or "name" not in config:
+            return None
+        given = Path(str((config.get("checkpoint") or {}).get("dir") or "."))
+        below = Path(str(config.get("method"))) / str(config["name"])
+        # a report of one twin of several stands a folder below the runs
+        for runs in (self.root / "runs", self.root.parent / "runs", given):
+            if (runs / below).is_dir():
+                return runs / below
+        return None
+
+    @cached_property
+    def galleries(self) -> list[tuple[int, str, Any, Gallery]]:
+        """(setting, arm, seed, gallery) of the first seed that has one, for each arm."""
+        found: dict[tuple[int, str], tuple[int, str, Any, Gallery]] = {}
+        for cell in records(self.cells[self.cells["status"] == "done"]):
+            key = cell["setting"], cell["arm"]
+            folder = self.folder(cell) if key not in found else None
+            gallery = read_gallery(folder) if folder is not None else None
+            if gallery is not None:
+                found[key] = (*key, cell["seed"], gallery)
+        return [found[key] for key in sorted(found, key=lambda k: (k[0], self.arms.index(k[1])))]
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether the runs had no labels, so that none has an accuracy."""
+        configs = [config.get("data") or {} for config in self.configured["config"]]
+        return bool(configs) and all(data.get("no_labels") for data in configs)
 
     @cached_property
     def against(self) -> dict[str, str | None]:
@@ -120,12 +155,14 @@ class Results:
         """What is tabulated, the primary one first: as the benchmark says, of what there is."""
         there = set(self.runs["measure"])
         asked = [m for m in self.meta.get("measures") or [] if m in there]
+        if self.unlabelled:  # those come first that say how good a representation is
+            asked = [*(m for m in BETTER if m in there), *asked]
         return asked or sorted((m for m in there if better(m) > 0), key=lambda m: "/" in m)
 
     @property
     def primary(self) -> str | None:
         """The measure that the answer is about: the benchmark's first, there yet or not."""
-        asked = self.meta.get("measures") or self.measures
+        asked = self.measures if self.unlabelled else self.meta.get("measures") or self.measures
         return asked[0] if asked else None
 
     @property
@@ -253,7 +290,7 @@ def read(store: Store) -> Results:
     curves = done.merge(store.curves(), on="cell")
     for frame in (runs, curves):
         frame["value"] = pd.to_numeric(frame["value"]).astype("float64")
-    return Results(meta, cells, runs, curves, axes, settings, arms, missing)
+    return Results(meta, cells, runs, curves, axes, settings, arms, missing, store.path.parent)
 
 
 def groups(results: Results, axis: str) -> dict[tuple[str, ...], list[tuple[float, int]]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from iecl_solo.evaluate.label_free import BETTER
 from iecl_solo.report.statistics import Summary
 from iecl_solo.solo.registry import term_label
 
@@ -34,6 +35,11 @@ NAMES = {
     "delta_h": ("ΔH of SAIB", "nats per dimension"),
     "delta_h_isotropic": ("ΔH from scaling", "nats per dimension"),
     "delta_h_anisotropic": ("ΔH beyond scaling", "nats per dimension"),
+    "rankme": ("RankMe, effective rank of the features", ""),
+    "lidar": ("LiDAR, effective rank between images", ""),
+    "alpha_req": ("alpha-ReQ, decay of the spectrum (best near 1)", ""),
+    "uniformity": ("uniformity of the features (lower is better)", "nats"),
+    "alignment": ("alignment of an image's views (lower is better)", ""),
     "host_loss": ("the host's own loss", ""),
     "seconds_per_step": ("time of a step", "s"),
     "parameters": ("parameters", ""),
@@ -110,7 +116,9 @@ def heading(words: str) -> str:
 
 def better(measure: str) -> int:
     """1 where more is better, -1 where less is, 0 where neither can be said."""
-    return 1 if re.search(r"_acc\d", measure) else -1 if is_cost(measure) else 0
+    if re.search(r"_acc\d|recall_at_|_miou", measure):
+        return 1
+    return -1 if is_cost(measure) else BETTER.get(measure, 0)
 
 
 def shown(measure: str, value: float) -> float:

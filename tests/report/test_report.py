@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
 import sys
 from collections import Counter
 from html.parser import HTMLParser
@@ -14,12 +15,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from support_report import ARMS, BATCH, make_store, rich_store
+from support_report import ARMS, BATCH, add_galleries, make_store, rich_store
 
 import iecl_solo.report.sections as report_sections
 from iecl_solo.cli.main import main
+from iecl_solo.evaluate import pictures
 from iecl_solo.experiments.store import Store
 from iecl_solo.report.answer import answer, collapses
+from iecl_solo.report.figures import COLOURS, looks
 from iecl_solo.report.page import write_report
 from iecl_solo.report.results import read
 from iecl_solo.report.sections.curves import over_seeds
@@ -127,12 +130,18 @@ def test_rich_store_has_every_section(rich: Path):
     assert sections(rich) == {
         *("knn-acc1", "linear-acc1", "query-entropy", "batch-size", "sensitivity", "cost"),
         *("curves", "delta-h", "published", "others", "missing", "runs"),
+        *("views", "neighbours", "map"),
     }
     page = Page(rich / "report.html")
     figures = {path.stem for path in (rich / "figures").iterdir()}
     assert page.count("svg") == len(figures)
     kinds = {re.match(r"[a-z]+", name)[0] for name in figures}
-    assert kinds == {"forest", "batch", "sensitivity", "curve", "delta"}
+    assert kinds == {
+        *("forest", "batch", "sensitivity", "curve", "delta", "views", "neighbours", "map"),
+    }
+    # the same images for each of four arms in three settings; the host has no transform
+    assert sum(name.startswith("neighbours-") for name in figures) == 12
+    assert sum(name.startswith("views-") for name in figures) == 9
     # both curves of figure 4 in three settings, and the three others folded
     assert sum(name.startswith("curve-") for name in figures) == 15
     tables = {path.stem for path in (rich / "tables").glob("*.csv")}
@@ -609,3 +618,32 @@ def test_wide_tables_stack_on_a_telephone(rich: Path):
     assert sum(a.get("class") == "stacks" for tag, a in page.tags if tag == "table") > 5
     narrow = page.source.partition("@media (max-width: 40rem)")[2].partition("@media print")[0]
     assert "attr(data-head)" in narrow and "pre-wrap" in narrow
+
+
+def test_without_labels_the_report_judges_by_what_needs_none(tmp_path: Path):
+    measures = ["knn_acc1", "linear_acc1", "query_entropy"]
+    store = make_store(tmp_path, arms=TWO, seeds=(0, 1), measures=measures)
+    add_galleries(tmp_path, store, labelled=False)
+    results = read(store)
+    assert results.measures == ["rankme", "lidar", "uniformity", "query_entropy"]
+    assert "in RankMe, effective rank of the features iecl_simclr is" in answer(results)
+    write_report(store, tmp_path)
+    page = Page(tmp_path / "report.html")
+    assert {"rankme", "lidar", "uniformity", "neighbours", "map"} <= sections(tmp_path)
+    assert "top-1" not in page.text and "Framed" not in page.text
+
+
+def test_pictures_are_found_beside_the_store_wherever_it_was_made(tmp_path: Path):
+    store = make_store(tmp_path / "here", arms=TWO, seeds=(0,))
+    add_galleries(tmp_path / "here", store)
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = read(Store(tmp_path / "there" / "store.sqlite"))
+    assert [arm for _, arm, _, _ in moved.galleries] == list(TWO)
+    shutil.rmtree(tmp_path / "there" / "runs")
+    assert read(Store(tmp_path / "there" / "store.sqlite")).galleries == []
+
+
+def test_all_figures_have_the_same_colours():
+    assert pictures._COLOURS[:2] == (COLOURS["series-0"], COLOURS["series-1"])
+    drawn = looks(["simclr", "iecl_simclr"], {"iecl_simclr": "simclr"})
+    assert [look.colour for look in drawn.values()] == list(pictures._COLOURS[:2])
