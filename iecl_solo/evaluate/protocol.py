@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.evaluate.corruptions import CORRUPTIONS, SEVERITIES
 
 
 @dataclass
@@ -68,6 +69,31 @@ class LabelFreeProtocol:
 
 
 @dataclass
+class RetrievalProtocol:
+    """recall@k by labels; with a ``pattern``, of the same object by another source as well.
+
+    ``pattern`` is a regular expression that names an ``object``, and optionally a ``source``, in
+    each test image's path below the test folder: ``(?P<source>[^/]+)/(?P<object>[^/]+)[.]png``.
+    """
+
+    k: list[int] = field(default_factory=lambda: [1, 5, 10])
+    pattern: str | None = None
+
+
+@dataclass
+class CorruptionProtocol:
+    """k-NN and probe, trained on clean images, on corrupted test images.
+
+    The mean is over ``corruptions`` (all 15 if empty) and ``severities``, each on the same
+    ``images`` of the test set.
+    """
+
+    corruptions: list[str] = field(default_factory=list)
+    severities: list[int] = field(default_factory=lambda: list(SEVERITIES))
+    images: int = 1000
+
+
+@dataclass
 class EvaluationConfig:
     """The ``evaluation:`` block; nothing in it is chosen on the evaluation split.
 
@@ -79,6 +105,8 @@ class EvaluationConfig:
         datasets: other data sets by name, for transfer: ``dataset``, ``train_path``, ``val_path``.
         measures: what else to measure, out of ``MEASURES``.
         label_free: what needs no labels.
+        retrieval: recall@k.
+        corruptions: the 15 corruptions of ImageNet-C.
     """
 
     knn: KNNProtocol = field(default_factory=KNNProtocol)
@@ -88,6 +116,8 @@ class EvaluationConfig:
     datasets: dict[str, Any] = field(default_factory=dict)
     measures: list[str] = field(default_factory=list)
     label_free: LabelFreeProtocol = field(default_factory=LabelFreeProtocol)
+    retrieval: RetrievalProtocol = field(default_factory=RetrievalProtocol)
+    corruptions: CorruptionProtocol = field(default_factory=CorruptionProtocol)
 
     def __post_init__(self) -> None:
         for name in self.measures:
@@ -98,7 +128,19 @@ class EvaluationConfig:
                 raise IECLError(f"evaluation.label_free.{name}: {count} given, at least 2 needed")
         if not 0 < self.held_out < 1:
             raise IECLError(f"evaluation.held_out: {self.held_out} is not between 0 and 1")
-        for name, values in (("knn.k", self.knn.k), ("linear.lr", self.linear.lr)):
+        for name in self.corruptions.corruptions:
+            if name not in CORRUPTIONS:
+                raise unknown_name("evaluation.corruptions.corruptions", name, CORRUPTIONS)
+        severities = self.corruptions.severities
+        if not severities or not set(severities) <= set(SEVERITIES):
+            raise IECLError(f"evaluation.corruptions.severities: {severities} is not out of 1 to 5")
+        if self.corruptions.images < 1:
+            raise IECLError(f"evaluation.corruptions.images: {self.corruptions.images} is not >= 1")
+        for name, values in (
+            ("knn.k", self.knn.k),
+            ("linear.lr", self.linear.lr),
+            ("retrieval.k", self.retrieval.k),
+        ):
             if not values or min(values) <= 0:
                 raise IECLError(f"evaluation.{name}: {values} is not a list of positive numbers")
         for share in self.finetune.fractions:

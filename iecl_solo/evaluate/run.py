@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +19,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms
 
+from iecl_solo.errors import IECLError
+from iecl_solo.evaluate.corruptions import CORRUPTIONS, check_library, corrupted
 from iecl_solo.evaluate.gallery import VIEWS, changed_views, make_gallery, to_pixels
 from iecl_solo.evaluate.knn import extract_features, knn_accuracies, knn_accuracy
 from iecl_solo.evaluate.label_free import label_free
@@ -28,13 +32,14 @@ from iecl_solo.evaluate.load import (
     load_method,
     read_pretrained,
 )
-from iecl_solo.evaluate.probe import fit_probes
+from iecl_solo.evaluate.probe import Probes, fit_probes
 from iecl_solo.evaluate.protocol import (
     EvaluationConfig,
     KNNProtocol,
     decay_epochs,
     linear_config,
 )
+from iecl_solo.evaluate.retrieval import groups_by_name, recall_at_k
 from iecl_solo.files import read_json, write_json
 from iecl_solo.images import image_files, load_image
 from iecl_solo.solo.config import plain
@@ -136,12 +141,10 @@ class _Evaluation:
         }
         return linear, arguments
 
-    def _on_features(
-        self, rates: Sequence[float], train: Labelled, test: Labelled
-    ) -> list[tuple[float, float]]:
-        """Test accuracies of one probe a rate, all trained together."""
+    def _probes(self, rates: Sequence[float], train: Labelled) -> Probes:
+        """One linear layer a rate, all trained together on features."""
         protocol = self.protocol.linear
-        probes = fit_probes(
+        return fit_probes(
             *train,
             [rate * protocol.batch_size / 256 for rate in rates],
             classes=self.classes,
@@ -152,7 +155,11 @@ class _Evaluation:
             seed=self.cfg.seed,
             device=device(),
         )
-        return probes.accuracies(*test)
+
+    def _on_features(
+        self, rates: Sequence[float], train: Labelled, test: Labelled
+    ) -> list[tuple[float, float]]:
+        return self._probes(rates, train).accuracies(*test)
 
     def knn(self) -> dict[str, float]:
         return _knn(self.train, self.test, self.protocol.knn, self.protocol.held_out)
@@ -178,6 +185,46 @@ class _Evaluation:
             (top,) = self._on_features([best], self.train, self.test)
         return {"linear_acc1": top[0], "linear_acc5": top[1], "linear_lr": best}
 
+    def retrieval(self) -> dict[str, float]:
+        """recall@k among the test images, by label, and of objects where a pattern is given."""
+        protocol, (features, labels) = self.protocol.retrieval, self.test
+        by_label = recall_at_k(features, labels, protocol.k, device=device())
+        found = {f"recall_at_{k}": value for k, value in by_label.items()}
+        if protocol.pattern is not None:
+            files = file_names(self.test_set, self.data["val_path"])
+            objects, sources = groups_by_name(files, protocol.pattern)
+            same = recall_at_k(features, objects, protocol.k, sources=sources, device=device())
+            found |= {f"same_object_recall_at_{k}": value for k, value in same.items()}
+        return found
+
+    def corruptions(self, k: int) -> dict[str, float]:
+        """Accuracies on corrupted test images: means over severities, and over all.
+
+        Args:
+            k: of the k-NN, as chosen on clean images.
+        """
+        check_library()
+        protocol, linear = self.protocol.corruptions, self.protocol.linear
+        probes = self._probes([self.choose_lr()], self.train) if linear.max_epochs else None
+        rows = np.linspace(0, len(self.test[1]) - 1, min(protocol.images, len(self.test[1])))
+        rows = rows.astype(int).tolist()
+        options: dict[str, Any] = {
+            "temperature": self.protocol.knn.temperature,
+            "distance": self.protocol.knn.distance,
+            "device": device(),
+        }
+        names = protocol.corruptions or list(CORRUPTIONS)
+        found: dict[str, list[float]] = {}
+        for name, severity in itertools.product(names, protocol.severities):
+            shown = self._features(Subset(corrupted(self.test_set, name, severity), rows))
+            scores = {"knn_acc1": knn_accuracy(self.train, shown, k=k, **options)[0]}
+            if probes is not None:
+                scores["linear_acc1"] = probes.accuracies(*shown)[0][0]
+            for measure, value in scores.items():
+                found.setdefault(f"{measure}/corrupted", []).append(value)
+                found.setdefault(f"{measure}/corrupted: {name}", []).append(value)
+        return {measure: sum(values) / len(values) for measure, values in found.items()}
+
     def finetune(self, fraction: float) -> float:
         linear, arguments = self._config(self.protocol.finetune)
         train, test = self._datasets(augment=True)
@@ -186,6 +233,17 @@ class _Evaluation:
             train = Subset(train, few)
         backbone = load_backbone(self.pretrained, self.host)  # it is changed
         return linear_accuracy(linear, backbone, self.host, train, test, arguments)[0]
+
+
+def file_names(dataset: Any, root: str) -> list[str]:
+    """The images' paths of a folder of images, below its root.
+
+    Raises:
+        IECLError: for a data set that is not one of files.
+    """
+    if not hasattr(dataset, "samples"):
+        raise IECLError("evaluation.retrieval.pattern: the data set is no folder of images")
+    return [os.path.relpath(path, root) for path, _ in dataset.samples]
 
 
 class Unlabelled(Dataset):
@@ -352,6 +410,11 @@ def evaluate(run: Run, protocol: EvaluationConfig) -> dict[str, float]:
                 features = evaluation.test[0][: protocol.label_free.rank_images]
                 metrics |= _label_free(cfg, host, evaluation.backbone, features, protocol)
         found = evaluation.knn()
+        if "retrieval" in protocol.measures:
+            found |= evaluation.retrieval()
+        if "corruptions" in protocol.measures and not name:
+            print(f"{cfg.name}  corruptions", flush=True)
+            found |= evaluation.corruptions(int(found["knn_k"]))
         if protocol.linear.max_epochs:
             print(f"{cfg.name}  linear evaluation {name}".rstrip(), flush=True)
             found |= evaluation.linear()

@@ -120,3 +120,26 @@ def test_gallery_comes_back_from_its_folder(tmp_path: Path):
 def test_unknown_measure_is_refused():
     with pytest.raises(IECLError, match="did you mean 'label_free'"):
         _protocol(measures=["labelfree"])
+
+
+def test_retrieval_by_label_and_by_name(labelled: Run):
+    protocol = _protocol(
+        measures=["retrieval"],
+        retrieval={"k": [1, 5], "pattern": r"(?P<source>class\d)/(?P<object>\d+)"},
+    )
+    found = evaluate(labelled, protocol)
+    assert 0 <= found["recall_at_1"] <= found["recall_at_5"] <= 100
+    assert 0 <= found["same_object_recall_at_1"] <= found["same_object_recall_at_5"] <= 100
+
+
+def test_corruptions_are_a_mean_of_the_named_ones(labelled: Run):
+    pytest.importorskip("imagecorruptions")
+    chosen = {"corruptions": ["contrast", "gaussian_noise"], "severities": [1, 5], "images": 9}
+    found = evaluate(labelled, _protocol(measures=["corruptions"], corruptions=chosen))
+    for measure in ("knn_acc1", "linear_acc1"):
+        each = [found[f"{measure}/corrupted: {name}"] for name in chosen["corruptions"]]
+        assert found[f"{measure}/corrupted"] == pytest.approx(sum(each) / 2)
+    with pytest.raises(IECLError, match="did you mean 'contrast'"):
+        _protocol(corruptions={"corruptions": ["contrst"]})
+    with pytest.raises(IECLError, match="severities"):
+        _protocol(corruptions={"severities": [0]})
