@@ -42,17 +42,20 @@ class LinearProtocol:
 
 @dataclass
 class FinetuneProtocol:
-    """The whole network trained on a share of the labels; ``fractions: []`` leaves it out."""
+    """The whole network trained on a share of the labels; ``fractions: []`` leaves it out.
+
+    Of several ``lr`` the best on a held-out part of those labels is taken.
+    """
 
     fractions: list[float] = field(default_factory=list)
     max_epochs: int = 20
-    lr: float = 0.1
+    lr: list[float] = field(default_factory=lambda: [0.1])
     weight_decay: float = 0.0
     batch_size: int = 64
 
 
 #: What can be measured beside the accuracies, by ``evaluation.measures``.
-MEASURES = ("label_free", "retrieval", "corruptions")
+MEASURES = ("label_free", "retrieval", "corruptions", "dense_miou")
 
 
 @dataclass
@@ -93,6 +96,40 @@ class CorruptionProtocol:
     images: int = 1000
 
 
+#: torchvision's segmentation data sets that are taken by name.
+SEGMENTATION = ("VOCSegmentation", "OxfordIIITPet")
+
+
+@dataclass
+class DenseProtocol:
+    """The ``dense:`` block: where images and masks are, and how the head is trained.
+
+    Attributes:
+        root: a folder with ``{train,val}/images`` and ``{train,val}/masks``; a mask is a PNG named
+            as its image, each pixel a class, 255 for none. With ``torchvision`` its data folder.
+        torchvision: VOCSegmentation or OxfordIIITPet, instead of folders of one's own.
+        size: height and width at which images are shown; the run's own if not given.
+        max_epochs: of the head.
+        lr: of Adam, falling to 0 by a cosine.
+        batch_size: images of a step.
+    """
+
+    root: str | None = None
+    torchvision: str | None = None
+    size: int | None = None
+    max_epochs: int = 30
+    lr: float = 1e-2
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        if self.torchvision is not None and self.torchvision not in SEGMENTATION:
+            raise unknown_name("dense.torchvision", self.torchvision, SEGMENTATION)
+        for name in ("size", "max_epochs", "batch_size", "lr"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise IECLError(f"dense.{name}: {value} is not above 0")
+
+
 @dataclass
 class EvaluationConfig:
     """The ``evaluation:`` block; nothing in it is chosen on the evaluation split.
@@ -102,11 +139,13 @@ class EvaluationConfig:
         linear: linear evaluation.
         finetune: fine-tuning on few labels.
         held_out: share of the training set that chooses, where there is something to choose.
-        datasets: other data sets by name, for transfer: ``dataset``, ``train_path``, ``val_path``.
+        datasets: other data sets by name, for transfer: ``dataset``, ``train_path``, ``val_path``,
+            or ``torchvision``, the name of one of its classes, and ``root``, where it is on disk.
         measures: what else to measure, out of ``MEASURES``.
         label_free: what needs no labels.
         retrieval: recall@k.
         corruptions: the 15 corruptions of ImageNet-C.
+        dense: mIoU of a linear head on the feature map.
     """
 
     knn: KNNProtocol = field(default_factory=KNNProtocol)
@@ -118,11 +157,14 @@ class EvaluationConfig:
     label_free: LabelFreeProtocol = field(default_factory=LabelFreeProtocol)
     retrieval: RetrievalProtocol = field(default_factory=RetrievalProtocol)
     corruptions: CorruptionProtocol = field(default_factory=CorruptionProtocol)
+    dense: DenseProtocol = field(default_factory=DenseProtocol)
 
     def __post_init__(self) -> None:
         for name in self.measures:
             if name not in MEASURES:
                 raise IECLError(f"evaluation.measures: {unknown_name('value', name, MEASURES)}")
+        if "dense_miou" in self.measures and self.dense.root is None:
+            raise IECLError("evaluation.dense.root: no value is given, dense_miou needs one")
         for name, count in vars(self.label_free).items():
             if count < 2:
                 raise IECLError(f"evaluation.label_free.{name}: {count} given, at least 2 needed")
@@ -139,6 +181,7 @@ class EvaluationConfig:
         for name, values in (
             ("knn.k", self.knn.k),
             ("linear.lr", self.linear.lr),
+            ("finetune.lr", self.finetune.lr),
             ("retrieval.k", self.retrieval.k),
         ):
             if not values or min(values) <= 0:
@@ -147,8 +190,9 @@ class EvaluationConfig:
             if not 0 < share <= 1:
                 raise IECLError(f"evaluation.finetune.fractions: {share} is not in (0, 1]")
         for name, data in self.datasets.items():
-            missing = {"dataset", "train_path", "val_path"} - set(data)
-            if missing:
+            known = "torchvision" in data
+            wanted = {"torchvision", "root"} if known else {"dataset", "train_path", "val_path"}
+            if missing := wanted - set(data):
                 raise IECLError(f"evaluation.datasets.{name}: {sorted(missing)} missing")
 
 
@@ -193,7 +237,7 @@ def linear_config(
             "optimizer": {
                 "name": "sgd",
                 "batch_size": protocol.batch_size,
-                "lr": protocol.lr[0] if isinstance(protocol, LinearProtocol) else protocol.lr,
+                "lr": protocol.lr[0],
                 "weight_decay": protocol.weight_decay,
             },
             "scheduler": {"name": "step", "lr_decay_steps": steps},

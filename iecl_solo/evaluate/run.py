@@ -21,6 +21,7 @@ from torchvision import transforms
 
 from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.corruptions import CORRUPTIONS, check_library, corrupted
+from iecl_solo.evaluate.dense import dense_miou, masked_sets, square
 from iecl_solo.evaluate.gallery import VIEWS, changed_views, make_gallery, to_pixels
 from iecl_solo.evaluate.knn import extract_features, knn_accuracies, knn_accuracy
 from iecl_solo.evaluate.label_free import label_free
@@ -34,12 +35,14 @@ from iecl_solo.evaluate.load import (
 )
 from iecl_solo.evaluate.probe import Probes, fit_probes
 from iecl_solo.evaluate.protocol import (
+    DenseProtocol,
     EvaluationConfig,
     KNNProtocol,
     decay_epochs,
     linear_config,
 )
 from iecl_solo.evaluate.retrieval import groups_by_name, recall_at_k
+from iecl_solo.evaluate.transfer import augmenting, torchvision_sets
 from iecl_solo.files import read_json, write_json
 from iecl_solo.images import image_files, load_image
 from iecl_solo.solo.config import plain
@@ -102,6 +105,11 @@ def _knn(
     return {"knn_acc1": top1, "knn_acc5": top5, "knn_k": best}
 
 
+def _own_data(cfg: DictConfig) -> dict[str, Any]:
+    """The data set that a run was trained on."""
+    return {name: cfg.data[name] for name in ("dataset", "train_path", "val_path", "format")}
+
+
 class _Evaluation:
     """One run's backbone on one labelled data set."""
 
@@ -116,6 +124,11 @@ class _Evaluation:
         self.classes = int(torch.cat([self.train[1], self.test[1]]).max()) + 1
 
     def _datasets(self, *, augment: bool) -> tuple[Any, Any]:
+        if "torchvision" in self.data:
+            size = self.cfg.augmentations[0].crop_size
+            shown = evaluation_transform(self.host, self.cfg.data.dataset, size)
+            for_train = augmenting(shown, size) if augment else shown
+            return torchvision_sets(self.data["torchvision"], self.data["root"], for_train, shown)
         return evaluation_datasets(
             self.host,
             self.data["dataset"],
@@ -132,8 +145,12 @@ class _Evaluation:
         )
 
     def _config(self, protocol: Any) -> tuple[DictConfig, dict[str, Any]]:
-        linear = linear_config(self.cfg, self.data, protocol, str(self.pretrained.path))
+        known = "torchvision" in self.data  # which the host cannot count the classes of
+        data = _own_data(self.cfg) if known else self.data
+        linear = linear_config(self.cfg, data, protocol, str(self.pretrained.path))
         linear = prepare_linear(linear, self.host)
+        if known:
+            linear.data.num_classes = self.classes
         arguments = trainer_arguments(linear) | {
             "logger": False,
             "enable_progress_bar": False,
@@ -226,11 +243,25 @@ class _Evaluation:
         return {measure: sum(values) / len(values) for measure, values in found.items()}
 
     def finetune(self, fraction: float) -> float:
+        rates, labels = self.protocol.finetune.lr, self.train[1]
+        few: Sequence[int] = range(len(labels))
+        if fraction < 1:
+            few, _ = split(labels, fraction, self.cfg.seed)
+        best = rates[0]
+        if len(rates) > 1:
+            chosen, rest = split(labels[list(few)], self.protocol.held_out, 0)
+            shown = self._datasets(augment=False)[0]
+            judged = Subset(shown, [few[i] for i in chosen])
+            own = [few[i] for i in rest]
+            scores = {rate: self._finetuned(rate, own, judged) for rate in rates}
+            best = max(scores, key=scores.__getitem__)
+        return self._finetuned(best, few, self.test_set)
+
+    def _finetuned(self, rate: float, rows: Sequence[int], test: Dataset) -> float:
+        """Accuracy on a test set after training on some rows of the training set."""
         linear, arguments = self._config(self.protocol.finetune)
-        train, test = self._datasets(augment=True)
-        few, _ = split(self.train[1], fraction, self.cfg.seed) if fraction < 1 else (None, None)
-        if few is not None:
-            train = Subset(train, few)
+        linear.optimizer.lr *= rate / self.protocol.finetune.lr[0]
+        train = Subset(self._datasets(augment=True)[0], list(rows))
         backbone = load_backbone(self.pretrained, self.host)  # it is changed
         return linear_accuracy(linear, backbone, self.host, train, test, arguments)[0]
 
@@ -369,6 +400,25 @@ def choose_lr(
     return _Evaluation(pretrained, host, protocol, data).choose_lr()
 
 
+def dense(pretrained: Pretrained, host: Host, protocol: DenseProtocol) -> float:
+    """mIoU in per cent of a linear head on a checkpoint's frozen feature map.
+
+    Args:
+        pretrained: the checkpoint.
+        host: the solo-learn in use.
+        protocol: images and masks, and how the head is trained.
+
+    Raises:
+        IECLError: one line, for images or masks that are missing, or a map of one place.
+    """
+    cfg = pretrained.cfg
+    size = protocol.size or cfg.augmentations[0].crop_size
+    shown = square(evaluation_transform(host, cfg.data.dataset, size), size)
+    sets = masked_sets(protocol, shown, size)
+    backbone = load_backbone(pretrained, host)
+    return dense_miou(backbone, *sets, protocol, seed=cfg.seed, device=device())
+
+
 def evaluate(run: Run, protocol: EvaluationConfig) -> dict[str, float]:
     """Measures of a finished run by name; kept beside it, and not computed twice.
 
@@ -390,7 +440,7 @@ def evaluate(run: Run, protocol: EvaluationConfig) -> dict[str, float]:
     pretrained = read_pretrained(run.checkpoint)
     cfg = pretrained.cfg
     labelled = not cfg.data.get("no_labels")
-    own = {name: cfg.data[name] for name in ("dataset", "train_path", "val_path", "format")}
+    own = _own_data(cfg)
     metrics = _measured(run)
     changed = _changed(load_method(pretrained, host), cfg, host)
     if not labelled:
@@ -424,6 +474,8 @@ def evaluate(run: Run, protocol: EvaluationConfig) -> dict[str, float]:
         if evaluation.classes <= 5:  # it would be 100 %
             found = {k: v for k, v in found.items() if not k.endswith("_acc5")}
         metrics |= {f"{k}/{name}" if name else k: v for k, v in found.items()}
+    if "dense_miou" in protocol.measures:
+        metrics["dense_miou"] = dense(pretrained, host, protocol.dense)
     torch.manual_seed(cfg.seed)  # the same views for a method and its twin
     model = load_method(pretrained, host)
     metrics["query_entropy"] = query_entropy(model, host, pretrain_loader(cfg, host))

@@ -35,6 +35,7 @@ NAMES = {
     "delta_h": ("ΔH of SAIB", "nats per dimension"),
     "delta_h_isotropic": ("ΔH from scaling", "nats per dimension"),
     "delta_h_anisotropic": ("ΔH beyond scaling", "nats per dimension"),
+    "dense_miou": ("dense, mIoU of a linear head", "%"),
     "rankme": ("RankMe, effective rank of the features", ""),
     "lidar": ("LiDAR, effective rank between images", ""),
     "alpha_req": ("alpha-ReQ, decay of the spectrum (best near 1)", ""),
@@ -66,6 +67,9 @@ def is_cost(measure: str) -> bool:
 
 def _known(measure: str) -> tuple[str, str] | None:
     """Name and unit: of the list above, or as its objective calls its term."""
+    if recall := re.fullmatch(r"(same_object_)?recall_at_(\d+)", measure):
+        of = "of the same object, " if recall[1] else ""
+        return f"retrieval {of}recall@{recall[2]}", "%"
     return NAMES.get(measure) or term_label(measure)
 
 
