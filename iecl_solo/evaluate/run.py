@@ -261,7 +261,10 @@ class _Evaluation:
         """Accuracy on a test set after training on some rows of the training set."""
         linear, arguments = self._config(self.protocol.finetune)
         linear.optimizer.lr *= rate / self.protocol.finetune.lr[0]
-        train = Subset(self._datasets(augment=True)[0], list(rows))
+        rows = list(rows)
+        if len(rows) > 1 and len(rows) % self.protocol.finetune.batch_size == 1:
+            rows = rows[:-1]  # batch norm cannot train on a batch of one image
+        train = Subset(self._datasets(augment=True)[0], rows)
         backbone = load_backbone(self.pretrained, self.host)  # it is changed
         return linear_accuracy(linear, backbone, self.host, train, test, arguments)[0]
 
