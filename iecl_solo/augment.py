@@ -11,11 +11,13 @@ from torch import Tensor
 from torchvision.transforms.functional import normalize, to_pil_image, to_tensor
 
 from iecl_solo.errors import IECLError
-from iecl_solo.saib import SAIB, load_saib
+from iecl_solo.saib import BaseSAIB, load_saib
 
 
 class FrozenSAIB:
     """Applies a learned SAIB with a probability (ours: a reviewer's question, not in the paper).
+
+    A SAIB with noise draws it by a seed from Python's ``random``, as the host's loaders seed it.
 
     On a tensor (3, H, W) or (B, 3, H, W), normalised as SAIB saw its images in training, the result
     has the same shape and dtype. A PIL image is normalised, transformed, matched to the mean and
@@ -31,6 +33,7 @@ class FrozenSAIB:
         IECLError: a probability outside [0, 1], or a file that holds no SAIB.
 
     Example:
+        >>> from iecl_solo.saib import SAIB
         >>> transform = FrozenSAIB(SAIB(32), prob=1.0)
         >>> transform(torch.zeros(3, 32, 32)).shape
         torch.Size([3, 32, 32])
@@ -40,14 +43,14 @@ class FrozenSAIB:
 
     def __init__(
         self,
-        saib: SAIB | str | PathLike[str],
+        saib: BaseSAIB | str | PathLike[str],
         prob: float = 0.5,
         mean: tuple[float, ...] = (0.485, 0.456, 0.406),
         std: tuple[float, ...] = (0.229, 0.224, 0.225),
     ) -> None:
         if not 0 <= prob <= 1:
             raise IECLError(f"prob: {prob} is not allowed, a probability from 0 to 1 is")
-        self.saib = saib if isinstance(saib, SAIB) else load_saib(saib)
+        self.saib = saib if isinstance(saib, BaseSAIB) else load_saib(saib)
         self.saib.eval().requires_grad_(False)
         self.prob, self.mean, self.std = prob, tuple(mean), tuple(std)
 
@@ -62,7 +65,9 @@ class FrozenSAIB:
 
     def _transformed(self, x: Tensor) -> Tensor:
         batch = x if x.dim() == 4 else x[None]
-        out = self.saib(batch.float()).to(x.dtype)
+        images = batch.float()
+        generator = torch.Generator(x.device).manual_seed(random.getrandbits(63))
+        out = self.saib.realize(images, generator)(images).to(x.dtype)
         return out if x.dim() == 4 else out[0]
 
     def _denormalized(self, out: Tensor, x: Tensor) -> Tensor:

@@ -15,6 +15,10 @@ class IECLError(ValueError):
     """
 
 
+class CannotWrite(IECLError):
+    """The disk is full, or refuses a file for another reason."""
+
+
 class HostNotFound(IECLError):
     """No solo-learn can be imported, and what was asked for needs one."""
 

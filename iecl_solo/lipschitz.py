@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from iecl_solo.errors import IECLError, unknown_name
 
-_MODES = ("penalty", "bilipschitz")
+_MODES = ("penalty", "bilipschitz", "volume")
 _NORMS = ("reshaped", "convolution")
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 _FIRST_ITERATIONS = 15
@@ -51,12 +51,23 @@ class SpectralRegularizer(nn.Module):
     penalty has pushed that one below the next, the estimate is too low for some calls; more
     ``power_iterations`` make them fewer.
 
+    ``mode="volume"`` (ours) keeps volume itself, which neither does (docs/lipschitz.md): the sum
+    over layers of max(0, -m)^2, m the mean log of all singular values of the layer's matrix, by one
+    Cholesky factor of its Gram matrix. No layer may shrink volume; none is capped.
+
     ``norm="reshaped"``: a layer's matrix is its kernel as (out, in * kh * kw); a convolution with g
     groups is g such blocks, of which the extreme one counts. The operator norm of a convolution is
     at most sqrt(kh * kw) times that. ``norm="convolution"``: the norm of the operator itself, with
     its padding, stride and groups, on the image size that it meets in ``backbone`` when that is
     given one (1, *input_size) image; a layer that this pass does not reach is left out. A subclass
     of Conv2d that pads in its own forward is measured without that padding.
+
+    ``fold=True`` (ours): the weight of a convolution whose very output enters a BatchNorm2d is
+    taken with the norm's factor weight / sqrt(running_var + eps), as `lipschitz_report` does: the
+    map that the network applies. Without it the penalty says nothing about that map: the norm
+    divides the kernel's size out again, so that the penalty shrinks the kernels and the network
+    stays what it was. The size of the kernel has no gradient here, its direction and the norm's
+    factor have.
 
     The backbone is an argument of the call and never a submodule, so the state dict holds only the
     iterated vectors (``u_0``, ...), and no weight twice. They advance in training mode only. All is
@@ -65,11 +76,12 @@ class SpectralRegularizer(nn.Module):
 
     Args:
         backbone: the network f, or any other with the same layers.
-        mode: "penalty" or "bilipschitz".
+        mode: "penalty", "bilipschitz" or "volume".
         power_iterations: steps per call, at least 1.
         sigma_min_floor: the floor of mode "bilipschitz".
         norm: "reshaped" or "convolution" (mode "penalty" only).
-        input_size: (C, H, W) of the images, for ``norm="convolution"``.
+        fold: whether batch norms are folded into the convolutions before them.
+        input_size: (C, H, W) of the images, for ``norm="convolution"`` and ``fold``.
 
     Raises:
         IECLError: unknown or contradictory options; a backbone without such layers, or called with
@@ -91,6 +103,7 @@ class SpectralRegularizer(nn.Module):
         power_iterations: int = 1,
         sigma_min_floor: float = 0.1,
         norm: str = "reshaped",
+        fold: bool = False,
         input_size: tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__()
@@ -102,17 +115,21 @@ class SpectralRegularizer(nn.Module):
             raise IECLError(f"power_iterations {power_iterations}: at least 1 is needed")
         if not 0 < sigma_min_floor <= 1:
             raise IECLError(f"sigma_min_floor {sigma_min_floor}: above 0 and at most 1 is needed")
-        if norm == "convolution" and mode == "bilipschitz":
+        if norm == "convolution" and mode != "penalty":
+            raise IECLError(f"mode '{mode}' with norm 'convolution': only norm 'reshaped' has it")
+        if (norm == "convolution" or fold) != (input_size is not None):
             raise IECLError(
-                "mode 'bilipschitz' with norm 'convolution': only norm 'reshaped' has it"
+                f"norm '{norm}', fold {fold}, input_size {input_size}: norm 'convolution' and fold "
+                "need it, others do not"
             )
-        if (norm == "convolution") != (input_size is not None):
-            raise IECLError(f"norm '{norm}' with input_size {input_size}: 'convolution' needs it")
 
         self.mode = mode
         self.power_iterations = power_iterations
         self.sigma_min_floor = sigma_min_floor
-        sizes = None if input_size is None else _trace(backbone, input_size)
+        traced = {} if input_size is None else _trace(backbone, input_size)
+        sizes = traced if norm == "convolution" else None
+        names = {layer: name for name, layer in backbone.named_modules()}
+        self._norms = {k: names[t.norm] for k, t in traced.items() if fold and t.norm is not None}
         self._convolutions: list[str] = []
         self._matrices: dict[str, tuple[int, int, int]] = {}  # (groups, rows, columns)
         for name, layer, weight in _weights(backbone):
@@ -130,6 +147,12 @@ class SpectralRegularizer(nn.Module):
         largest: list[Tensor] = []
         smallest: list[Tensor] = []
         with torch.autocast(next(backbone.parameters()).device.type, enabled=False):
+            if self.mode == "volume":
+                means = [
+                    _mean_log_sigma(_as_matrix(self._weight(backbone, name), groups))
+                    for name, (groups, _, _) in self._matrices.items()
+                ]
+                return (-torch.stack(means)).relu().square().sum()
             for index, name in enumerate(self._matrices):
                 weight, matrix = self._matrix(backbone, name)
                 sigma, u, v = _largest(
@@ -166,6 +189,8 @@ class SpectralRegularizer(nn.Module):
             vector = torch.randn(shape, generator=generator, dtype=torch.float64)
             return F.normalize(vector.flatten(1), dim=1).view(shape).to(like)
 
+        if self.mode == "volume":  # nothing is iterated
+            return
         for index, name in enumerate(self._matrices):
             matrix = self._matrix(backbone, name)[1]
             u = unit(matrix.shape[:2], matrix)
@@ -182,7 +207,10 @@ class SpectralRegularizer(nn.Module):
 
     def _weight(self, backbone: nn.Module, name: str) -> Tensor:
         try:
-            return _wide(attrgetter(name)(backbone))
+            weight = _wide(attrgetter(name)(backbone))
+            if name in self._norms:
+                weight = _folded(weight, backbone.get_submodule(self._norms[name]))
+            return weight
         except AttributeError as error:
             raise self._other_backbone(error) from error
 
@@ -239,7 +267,7 @@ def lipschitz_report(
     """The spectrum of every layer as it acts in evaluation, with its batch norm folded in.
 
     One (1, *input_size) image of zeros goes through ``backbone`` in evaluation mode, past its own
-    hooks. A convolution whose very output enters a BatchNorm2d is multiplied by
+    hooks. A convolution whose very output enters a BatchNorm2d or SyncBatchNorm is multiplied by
     |weight| / sqrt(running_var + eps), channel by channel, before its singular values are taken:
     that is the map the network applies, and why a penalty on the kernel alone says little under
     batch norm. ``operator_norm`` is the convolution's on the image size it meets there, by
@@ -407,6 +435,16 @@ def _smallest(
     return torch.linalg.vector_norm(image, dim=1), left, right, u
 
 
+def _mean_log_sigma(matrix: Tensor) -> Tensor:
+    """Mean log singular value of matrices (n, rows, columns), over the shorter side's number."""
+    gram = matrix @ matrix.mT if matrix.shape[1] <= matrix.shape[2] else matrix.mT @ matrix
+    # as in _smallest: a singular value of nearly zero is one of 0.3 % of their root mean square
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    floor = 1e-5 * diagonal.mean(1, keepdim=True) + torch.finfo(gram.dtype).eps
+    factor = torch.linalg.cholesky_ex(gram + torch.diag_embed(floor.expand_as(diagonal))).L
+    return factor.diagonal(dim1=1, dim2=2).log().mean()
+
+
 def _convolution_largest(
     layer: nn.Conv2d, weight: Tensor, v: Tensor, iterations: int
 ) -> tuple[Tensor, Tensor]:
@@ -469,7 +507,7 @@ def _block_shape(layer: nn.Module, weight: Tensor) -> tuple[int, int, int]:
 
 class _Traced(NamedTuple):
     size: tuple[int, int]
-    norm: nn.BatchNorm2d | None
+    norm: nn.BatchNorm2d | nn.SyncBatchNorm | None
 
 
 def _weights(module: nn.Module) -> list[tuple[str, nn.Module, Tensor]]:
@@ -508,7 +546,7 @@ def _trace(backbone: nn.Module, input_size: tuple[int, int, int]) -> dict[str, _
     """For each convolution an image reaches: its input's (H, W), and the batch norm after it."""
     names = {layer: name for name, layer, _ in _weights(backbone) if isinstance(layer, nn.Conv2d)}
     sizes: dict[str, tuple[int, int]] = {}
-    norms: dict[str, nn.BatchNorm2d] = {}
+    norms: dict[str, nn.BatchNorm2d | nn.SyncBatchNorm] = {}
     outputs: list[tuple[str, Tensor]] = []
 
     def after_convolution(layer: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
@@ -523,7 +561,8 @@ def _trace(backbone: nn.Module, input_size: tuple[int, int, int]) -> dict[str, _
     handles = [layer.register_forward_hook(after_convolution) for layer in names]
     for layer in backbone.modules():
         # with batch statistics there is no fixed factor to fold
-        if isinstance(layer, nn.BatchNorm2d) and layer.running_var is not None:
+        batchnorm = isinstance(layer, (nn.BatchNorm2d, nn.SyncBatchNorm))
+        if batchnorm and layer.running_var is not None:
             handles.append(layer.register_forward_pre_hook(before_norm))
     image = next(backbone.parameters()).new_zeros(1, *input_size)
     try:
@@ -536,11 +575,19 @@ def _trace(backbone: nn.Module, input_size: tuple[int, int, int]) -> dict[str, _
     return {name: _Traced(size, norms.get(name)) for name, size in sizes.items()}
 
 
-def _batchnorm_scale(norm: nn.BatchNorm2d) -> Tensor:
+def _batchnorm_scale(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> Tensor:
     """(C,) the factor that each channel meets in evaluation."""
     assert norm.running_var is not None
     scale = torch.rsqrt(norm.running_var + norm.eps)
     return scale if norm.weight is None else scale * norm.weight.abs()
+
+
+def _folded(weight: Tensor, norm: nn.Module) -> Tensor:
+    """The kernel times the norm's factor, without a gradient of the kernel's size by channel."""
+    length = weight.flatten(1).norm(dim=1).clamp(min=torch.finfo(weight.dtype).tiny)
+    # the running variance follows the kernel's square: shrinking it only seems to shrink the map
+    factor = _batchnorm_scale(norm) * length.detach() / length  # type: ignore[arg-type]
+    return weight * factor.view(-1, *[1] * (weight.ndim - 1))
 
 
 def _parametrized(module: nn.Module) -> list[tuple[str, nn.Module, str]]:

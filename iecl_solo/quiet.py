@@ -4,10 +4,34 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+#: Loggers that announce what a user cannot act on. No one else's is touched.
+_ANNOUNCE = ("lightning", "lightning.pytorch", "lightning.fabric")
 
 
-def quiet() -> None:
-    """Silence deprecations inside solo-learn and its libraries, and Lightning's announcements."""
-    warnings.simplefilter("ignore")
-    # not a level on Lightning's loggers: importing it sets those, and that may come later
-    logging.disable(logging.WARNING)
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence deprecations in solo-learn and its libraries, and Lightning's announcements.
+
+    Within the block alone, and of named loggers alone. Lightning sets its loggers' levels when it
+    is imported, so import it before.
+
+    >>> with quiet():
+    ...     logging.getLogger("lightning.pytorch").isEnabledFor(logging.WARNING)
+    False
+    >>> logging.getLogger("lightning.pytorch").isEnabledFor(logging.WARNING)
+    True
+    """
+    loggers = [logging.getLogger(name) for name in _ANNOUNCE]
+    before = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)

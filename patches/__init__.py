@@ -54,9 +54,16 @@ PATCHES = [
 _applied: dict[str, Applied] = {}
 
 
+def _present(patch: Patch, solo_dir: Path) -> bool:
+    try:
+        return patch.present(solo_dir)
+    except (ImportError, AttributeError):
+        return False  # this solo-learn has nothing of the kind, so it has not the fault
+
+
 def _apply(stage: Stage, solo_dir: Path) -> None:
     for patch in PATCHES:
-        if patch.stage is stage and patch.name not in _applied and patch.present(solo_dir):
+        if patch.stage is stage and patch.name not in _applied and _present(patch, solo_dir):
             patch.apply()
             _applied[patch.name] = Applied(patch.name, patch.symptom)
 

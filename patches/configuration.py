@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,13 @@ def _count_any_devices() -> None:
 
         return parse
 
+    script = sys.modules["__main__"]
     for module in _modules():
-        module.parse_cfg = counting(module.parse_cfg)
+        original = module.parse_cfg
+        module.parse_cfg = counting(original)
+        # the host's own script has imported it by name before Hydra could bring this package in
+        if getattr(script, "parse_cfg", None) is original:
+            script.parse_cfg = module.parse_cfg  # type: ignore[attr-defined]
 
 
 DEVICE_COUNT = Patch(

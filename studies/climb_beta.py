@@ -141,6 +141,7 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
     plt.close(figure)
 
 
+@quiet()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--methods", nargs="+", default=["simclr", "simsiam", "dino"])
@@ -150,7 +151,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("climb_beta"))
     parser.add_argument("--overrides", nargs="*", default=[], help="KEY=VALUE of the configuration")
     args = parser.parse_args()
-    quiet()
     write_digits(args.out / "digits")
     rows = []
     for method in args.methods:

@@ -107,13 +107,14 @@ class Law(ABC):
 
 
 class Gaussian(Law):
-    """Centred, variances from 0.5 to 2 (geometric), scaled to trace 1 as unit rows have."""
+    """Centred, the largest variance 4 times the smallest (geometric), trace 1 as of unit rows."""
 
     name = "gaussian"
+    ratio = 4.0
 
     def __init__(self, d: int) -> None:
         super().__init__(d)
-        variances = np.geomspace(0.5, 2, d)
+        variances = np.geomspace(1, 1 / self.ratio, d)
         self.variances = variances / variances.sum()
 
     def sample(self, batch: int, generator: np.random.Generator) -> np.ndarray:
@@ -139,6 +140,20 @@ class Gaussian(Law):
             log_mean = -0.5 * np.log1p(4 * self.variances / BANDWIDTH_SQUARED).sum()
             return kernel_entropy_of(math.exp(log_mean), batch), "kernel"
         return gaussian_entropy_of(self.variances), "entropy"
+
+
+class DecayingGaussian(Gaussian):
+    """The same with a factor of 1000 from the first variance to the last."""
+
+    name = "decaying"
+    ratio = 1000.0
+
+
+class SteepGaussian(Gaussian):
+    """The same with a factor of 100,000: about that of image patches of 4x4."""
+
+    name = "steep"
+    ratio = 100_000.0
 
 
 class VonMisesFisher(Law):
@@ -205,7 +220,13 @@ class UniformOnSphere(VonMisesFisher):
         return 0.0
 
 
-LAWS: tuple[type[Law], ...] = (Gaussian, UniformOnSphere, VonMisesFisher)
+LAWS: tuple[type[Law], ...] = (
+    Gaussian,
+    DecayingGaussian,
+    SteepGaussian,
+    UniformOnSphere,
+    VonMisesFisher,
+)
 
 
 def value_and_milliseconds(estimator: str, z: Tensor) -> tuple[float, float]:

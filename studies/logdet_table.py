@@ -21,18 +21,18 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from iecl_solo.jacobian import LogDet, delta_h_split, logabsdet, logabsdet_exact
-from iecl_solo.saib import SAIB
+from iecl_solo.saib import make_saib
 
 # name: (options of SAIB, whether its Jacobian is symmetric)
-VARIANTS: dict[str, tuple[dict[str, object], bool]] = {
-    "paper": ({}, False),
-    "paper-no-skip": ({"outer_skip": False}, False),
+VARIANTS: dict[str, tuple[dict[str, Any], bool]] = {
+    "paper": ({"variant": "paper", "match_statistics": False, "outer_skip": True}, False),
+    "paper-no-skip": ({"variant": "paper", "match_statistics": False}, False),
     "convex": ({"variant": "convex"}, True),
     "convex-depth-2": ({"variant": "convex", "depth": 2}, False),
 }
@@ -59,7 +59,7 @@ def random_saib(variant: str, size: int, seed: int) -> nn.Module:
     """A SAIB away from its initialisation, which is (nearly) the identity or 2 X."""
     options, _ = VARIANTS[variant]
     torch.manual_seed(seed)
-    module = SAIB(size, **options)  # type: ignore[arg-type]
+    module = make_saib(image_size=size, **options)
     for parameter in module.parameters():
         fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
         nn.init.normal_(parameter, std=0.5 if parameter.ndim == 1 else fan_in**-0.5)

@@ -4,7 +4,8 @@
 
 Seconds and memory of one value and gradient (the best of three, each case in a process of its own;
 memory is the peak above what was held before, of the process on a CPU, of the allocator on a GPU).
-Embeddings are those of two views, so that spectral compares half of them with the other half. A
+Embeddings are those of two views, so that spectral compares half of them with the other half; it is
+the loss as it is used, which forms (d, d) moments and no pairs where those are less. A
 case that would need more than ``--limit`` GiB is told so and not estimated.
 """
 

@@ -25,7 +25,7 @@ from iecl_solo.experiments.cost import Step, interleaved
 from iecl_solo.experiments.grid import Cell, cells, configuration, read_benchmark
 from iecl_solo.solo.config import plain
 from iecl_solo.solo.host import Host, find_host
-from iecl_solo.train.compose import packaged_configs
+from iecl_solo.train.packaged import packaged_configs
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "benchmark"
 #: Training images that a pretraining run of each data set sees in an epoch.

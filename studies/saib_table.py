@@ -27,11 +27,13 @@ from iecl_solo.solo.host import find_host
 from iecl_solo.train.callbacks.entropy_monitor import MonitorConfig, measure
 from iecl_solo.train.fit import pretrain
 
+#: With matched statistics an outer skip, which scales, would do nothing.
+FREE = {"match_statistics": False}
 #: Name of a row: what it writes into ``iecl``. None is the host alone.
 VARIANTS: dict[str, dict | None] = {
     "no IE-CL": None,
-    "paper, outer skip": {"saib": {"outer_skip": True, "inner_skip": False}},
-    "paper, both skips": {"saib": {"outer_skip": True, "inner_skip": True}},
+    "paper, outer skip": {"saib": {"outer_skip": True, "inner_skip": False, **FREE}},
+    "paper, both skips": {"saib": {"outer_skip": True, "inner_skip": True, **FREE}},
     "paper, inner skip": {"saib": {"outer_skip": False, "inner_skip": True}},
     "paper, no skip": {"saib": {"outer_skip": False, "inner_skip": False}},
     "convex": {"saib": {"variant": "convex"}},
@@ -55,8 +57,9 @@ BACKBONES = {
 COLUMNS = {
     "delta_h": "Delta H",
     "delta_h_stderr": "its error",
-    "delta_h_isotropic": "scaling",
-    "delta_h_anisotropic": "the rest",
+    "delta_h_contrast": "contrast",
+    "delta_h_beyond_contrast": "beyond contrast",
+    "patch_kl": "KL",
     "entropy_query": "H(Z')",
     "entropy_anchor": "H(Z)",
     "effective_rank": "effective rank",

@@ -19,6 +19,7 @@ from torch import nn
 import iecl_solo  # noqa: F401
 from iecl_solo.solo.build import build_model
 from iecl_solo.solo.host import find_host
+from iecl_solo.solo.registry import split_method
 from iecl_solo.solo.settings import prepare_pretrain
 
 HOST = find_host()
@@ -51,7 +52,10 @@ METHOD_KWARGS: dict[str, dict[str, Any]] = {
 }
 
 #: Every weight zero and no SAIB: the twin must be its host.
-OFF = {"beta": 0.0, "lambda": 0.0, "eta": 0.0, "gamma": 0.0, "placement": "none"}
+OFF = {
+    **{"beta": 0.0, "lambda": 0.0, "eta": 0.0, "gamma": 0.0},
+    **{"generation": {"weight": 0.0}, "placement": "none"},
+}
 
 
 def image_folder(root: Path, classes: int = 3, images: int = 8, size: int = SIZE) -> Path:
@@ -86,7 +90,7 @@ def raw_config(method: str, root: Path, **overrides: Any) -> dict[str, Any]:
     """A configuration as a person writes it; ``overrides`` are dotted keys with __ for the dot."""
     jitter = {"prob": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
     crop = pipeline(color_jitter=jitter, grayscale={"prob": 0.2})
-    plain = method.removeprefix("iecl_").removeprefix("climb_")
+    plain = split_method(method)[1]
     cfg = OmegaConf.create(
         {
             "name": method,

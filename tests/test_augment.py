@@ -12,14 +12,14 @@ from support import HOST, config, raw_config
 
 from iecl_solo.augment import FrozenSAIB
 from iecl_solo.errors import IECLError
-from iecl_solo.saib import SAIB, save_saib
+from iecl_solo.saib import SAIB, NoiseSAIB, save_saib
 from iecl_solo.solo.data import pretrain_loader
 
 
 @pytest.fixture(scope="module")
 def saib() -> SAIB:
     """A SAIB that does something."""
-    module = SAIB(32, outer_skip=False)
+    module = SAIB(32)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in module.parameters():
@@ -79,3 +79,23 @@ def test_mistakes_are_one_line(saib: SAIB, images: Path):
     cfg = config("simclr", images, augmentations=[{**crop, "saib": {"path": "x"}}])
     with pytest.raises(IECLError, match=r"augmentations\.saib"):
         pretrain_loader(cfg, HOST)
+
+
+def test_a_saib_with_noise_draws_by_pythons_seed_and_goes_through_a_file(tmp_path: Path):
+    """As the host's loaders seed their workers; its own stream is the training's."""
+    saib = NoiseSAIB(32, budget=0.2)
+    save_saib(saib, tmp_path / "saib.safetensors")
+    x = torch.randn(3, 32, 32)
+    made = {}
+    for name in ("object", "file", "again"):
+        transform = FrozenSAIB(saib if name == "object" else tmp_path / "saib.safetensors", 1.0)
+        random.seed(0)
+        state = torch.get_rng_state()
+        made[name] = [transform(x), transform(x)]
+        assert torch.equal(torch.get_rng_state(), state)
+    first, second = made["object"]
+    assert not torch.equal(first, second), "one view for all"
+    for name in ("file", "again"):
+        assert torch.equal(made[name][0], first) and torch.equal(made[name][1], second)
+    assert (first - x).abs().mean().item() == pytest.approx(0.2, rel=1e-3)
+    assert transform(Image.new("RGB", (32, 32))).size == (32, 32)

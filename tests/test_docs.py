@@ -52,8 +52,8 @@ def imports(path: Path) -> set[str]:
 
 #: The floors, lowest first: what stands on one imports from its own and from those below.
 FLOORS = (
-    ("errors", "version", "files", "quiet", "images", "saib", "entropy", "jacobian",
-     "lipschitz", "losses", "augment", "digits", "patches", "configs"),
+    ("errors", "checks", "version", "files", "quiet", "images", "saib", "entropy", "jacobian",
+     "generation", "lipschitz", "losses", "augment", "digits", "patches", "configs"),
     ("objectives", "methods"),
     ("solo",),
     ("train",),
@@ -62,7 +62,7 @@ FLOORS = (
 )  # fmt: skip
 #: Within the floor of what is made of runs the arrows go one way too.
 ORDER = ("evaluate", "experiments", "report")
-MATHEMATICS = ("saib", "entropy", "jacobian", "lipschitz", "losses")
+MATHEMATICS = ("saib", "entropy", "jacobian", "generation", "lipschitz", "losses")
 
 
 def floor(package: str) -> int:

@@ -7,8 +7,10 @@ import doctest
 import math
 
 import pytest
+import timm.layers
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
 from iecl_solo import jacobian
@@ -108,6 +110,43 @@ def test_exact_of_a_conv_net(chunk_size):
 
 def test_exact_of_a_singular_map_is_minus_infinity():
     assert logabsdet_exact(lambda x: 0 * x, images(1, 4)).item() == -math.inf
+
+
+def bottleneck(size: int, seed: int) -> Tensor:
+    return images(size, size - 1, seed=seed) @ images(size - 1, size, seed=seed + 1)
+
+
+class Doubling(nn.Module):
+    """Reads one pixel where another should be."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x + 0.3 * torch.tanh(x.roll(1, -1))
+        out[..., 0] = out[..., 1]
+        return out
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [3, 40, 150])
+def test_exact_of_maps_that_are_singular_up_to_rounding(dtype, size):
+    for seed in range(5):
+        singular = linear(bottleneck(size, seed).to(dtype))
+        assert logabsdet_exact(singular, images(1, size, dtype=dtype)).item() == -math.inf
+    centred = logabsdet_exact(lambda x: x - x.mean(1, keepdim=True), images(2, size, dtype=dtype))
+    assert (centred == -math.inf).all()
+    assert (logabsdet_exact(Doubling(), images(2, size, dtype=dtype)) == -math.inf).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_exact_of_ill_conditioned_maps_is_finite(dtype):
+    # elementwise: no condition number is too much
+    scale = torch.logspace(-18, 18, 40, dtype=dtype)
+    got = logabsdet_exact(lambda x: x * scale, images(1, 40, dtype=dtype))
+    assert got.item() == pytest.approx(scale.double().log().sum().item(), abs=1e-3)
+    singular_values = torch.logspace(-4, 0, 40, dtype=torch.float64)
+    matrix = matrix_with(singular_values).to(dtype)
+    got = logabsdet_exact(linear(matrix), images(1, 40, dtype=dtype))
+    truth = torch.linalg.slogdet(matrix.double()).logabsdet
+    assert got.item() == pytest.approx(truth.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -218,6 +257,48 @@ def test_ill_conditioned_maps_in_float32():
     single = logabsdet(linear(matrix), x, steps=24).mean.double()
     double = logabsdet(linear(matrix.double()), x.double(), steps=24).mean
     torch.testing.assert_close(single, double, rtol=1e-3, atol=0)
+
+
+SPECTRA = {
+    "condition 10": torch.logspace(-1, 0, 200, dtype=torch.float64),
+    "condition 1e2": torch.logspace(-2, 0, 200, dtype=torch.float64),
+    "condition 1e3": torch.logspace(-3, 0, 200, dtype=torch.float64),
+    "condition 1e6": torch.logspace(-6, 0, 200, dtype=torch.float64),
+    "condition 1e10": torch.logspace(-10, 0, 200, dtype=torch.float64),
+    "linear to 1e-3": torch.linspace(1e-3, 1, 200, dtype=torch.float64),
+    "log-normal": images(200, seed=3).mul(2).exp(),
+}
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_the_error_covers_the_quadratures_own(name):
+    """An elementwise map, of which every probe gives the same value, and one that is rotated."""
+    spectrum = SPECTRA[name]
+    truth, x = spectrum.log().sum().item(), images(1, 200)
+
+    def elementwise(x: Tensor) -> Tensor:
+        return x * spectrum
+
+    for module in (elementwise, linear(matrix_with(spectrum))):
+        mean, stderr = logabsdet(module, x)
+        assert abs(mean.item() - truth) < 3 * stderr.item()
+        split = delta_h_split(module, images(2, 200))
+        assert abs(split.nats - truth) < 3 * split.stderr
+        if module is elementwise:  # images and probes without a spread: only the rule errs
+            assert abs(split.nats - truth) < 3 * split.image_stderr
+
+
+def test_the_error_of_a_symmetric_map_covers_the_quadratures_own():
+    spectrum = SPECTRA["condition 1e3"]
+    mean, stderr = logabsdet(lambda x: x * spectrum, images(1, 200), steps=8, symmetric=True)
+    error = abs(mean.item() - spectrum.log().sum().item())
+    assert 1 < error < 3 * stderr.item() < math.inf
+
+
+def test_where_the_rule_is_good_the_error_is_that_of_the_probes():
+    net, x = Residual(2).double().eval(), images(2, 3, 8, 8)
+    few, many = logabsdet(net, x), logabsdet(net, x, steps=192)
+    torch.testing.assert_close(few.stderr, many.stderr, rtol=1e-2, atol=0)
 
 
 MEASURES = {
@@ -358,11 +439,45 @@ def test_log_volume_in_blocks_of_columns(monkeypatch):
     torch.testing.assert_close(whole, torch.logdet(gram)[None] / 2)
 
 
+@pytest.mark.parametrize("smallest", [1e-8, 1e-12])
+def test_log_volume_of_small_singular_values(smallest):
+    singular_values = torch.logspace(math.log10(smallest), 0, 6, dtype=torch.float64)
+    u, v = (torch.linalg.qr(images(n, n, seed=n))[0] for n in (6, 30))
+    matrix = (u * singular_values) @ v[:, :6].T
+    got = log_volume(linear(matrix), images(1, 30))
+    assert got.item() == pytest.approx(singular_values.log().sum().item(), abs=1e-2)
+
+
 def test_log_volume_of_normalised_embeddings_has_no_floor():
     matrix = images(6, 20)
     free = log_volume(linear(matrix), images(2, 20))
     held = log_volume(lambda x: F.normalize(x @ matrix.T), images(2, 20))
     assert (held < free - 20).all()
+
+
+RANDOM = {
+    "DropPath": lambda: timm.layers.DropPath(0.1),
+    "StochasticDepth": lambda: torchvision.ops.StochasticDepth(0.1, "row"),
+    "RReLU": lambda: nn.RReLU(),
+    "DropBlock2d": lambda: timm.layers.DropBlock2d(0.1, block_size=2),
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("measure", MEASURES)
+def test_layers_that_draw_are_refused_in_training(name, measure):
+    net, x = nn.Sequential(nn.Identity(), RANDOM[name]()), images(2, 3, 4, 4)
+    state = torch.get_rng_state()
+    with pytest.raises(IECLError, match=f"{name} '1' draws random numbers") as error:
+        MEASURES[measure](net.train(), x)
+    assert "\n" not in str(error.value) and torch.equal(state, torch.get_rng_state())
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in net.modules())
+    MEASURES[measure](net.eval(), x)
+
+
+def test_layers_that_draw_nothing_pass_in_training():
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), timm.layers.DropPath(0.0), nn.GELU()).double().train()
+    assert logabsdet_exact(net, images(1, 3, 4, 4)).isfinite()
 
 
 class Narrow(nn.Module):

@@ -353,8 +353,8 @@ def test_global_random_state_is_neither_read_nor_moved(mode: str) -> None:
         ({"power_iterations": 0}, "power_iterations 0"),
         ({"sigma_min_floor": 0.0}, "sigma_min_floor 0.0"),
         ({"sigma_min_floor": 1.5}, "sigma_min_floor 1.5"),
-        ({"norm": "convolution"}, "needs it"),
-        ({"input_size": (3, 8, 8)}, "needs it"),
+        ({"norm": "convolution"}, "need it"),
+        ({"input_size": (3, 8, 8)}, "need it"),
         ({"mode": "bilipschitz", "norm": "convolution", "input_size": (3, 8, 8)}, "reshaped"),
     ],
 )
@@ -502,6 +502,27 @@ def test_report_folds_the_batch_norm_that_follows() -> None:
     values = torch.linalg.svdvals(torch.diag(scale) @ network[1].weight.flatten(1))
     assert report["1.weight"].sigma_max == pytest.approx(values[0].item())
     assert report["1.weight"].sigma_min == pytest.approx(values[-1].item())
+
+
+def test_report_folds_synchronised_batch_norms_too() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1))
+    with torch.no_grad():
+        network[1].running_var.uniform_(0.1, 4)
+        network[1].weight.normal_()
+    plain = lipschitz_report(network, (3, 6, 6))
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    assert isinstance(synchronised[1], nn.SyncBatchNorm)
+    assert lipschitz_report(synchronised, (3, 6, 6)) == plain
+
+
+@pytest.mark.parametrize("mode", ["zeros", "circular", "reflect", "replicate"])
+def test_the_operators_bound_is_not_of_reflected_pixels(mode: str) -> None:
+    layer = nn.Conv2d(1, 1, 5, padding=2, padding_mode=mode, bias=False).double()
+    nn.init.ones_(layer.weight)
+    bound = 5 * layer.weight.norm().item()
+    norm = convolution_norm(layer, (6, 6), 500).item()
+    assert (norm <= bound * (1 + 1e-9)) == (mode in ("zeros", "circular"))
 
 
 def test_report_of_a_resnet() -> None:
@@ -656,3 +677,127 @@ def test_backbones_can_be_parametrised(name: str) -> None:
     network(torch.randn(2, 3, 32, 32)).square().mean().backward()
     assert plain_state_dict(network).keys() == names
     BACKBONES[name]().load_state_dict(plain_state_dict(network))
+
+
+# --- the folded penalty
+
+
+def normed_network() -> nn.Module:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1, bias=False),
+        nn.BatchNorm2d(6),
+        nn.LeakyReLU(0.1),
+        nn.Conv2d(6, 8, 3, stride=2, bias=False),
+        nn.BatchNorm2d(8),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 4),
+    ).double()
+    for norm in network:
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_var.uniform_(0.05, 0.4)
+            nn.init.uniform_(norm.weight, 1, 2)
+    return network
+
+
+@pytest.mark.parametrize("mode", ["penalty", "bilipschitz"])
+def test_folded_penalty_is_that_of_the_report(mode: str) -> None:
+    network = normed_network()
+    regularizer = SpectralRegularizer(
+        network,
+        mode,
+        power_iterations=100,
+        sigma_min_floor=0.9,
+        fold=True,
+        input_size=(3, 8, 8),
+    )
+    report = lipschitz_report(network, (3, 8, 8))
+    expected = sum(max(0, s.sigma_max - 1) ** 2 for s in report.values())
+    for _ in range(40):  # one step of inverse iteration a call
+        regularizer(network)
+    if mode == "bilipschitz":
+        expected += sum(max(0, 0.9 - s.sigma_min) ** 2 for s in report.values())
+    assert expected > 0.5
+    assert regularizer(network).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_folded_penalty_cannot_be_paid_by_shrinking_a_kernel() -> None:
+    """What batch norm takes out again has no gradient; the norm's own factor has."""
+    network = normed_network()
+    fold = SpectralRegularizer(network, fold=True, input_size=(3, 8, 8))
+    plain = SpectralRegularizer(network)
+
+    def along_the_kernel(regularizer: SpectralRegularizer) -> float:
+        network.zero_grad()
+        regularizer(network).backward()
+        kernel = network[0].weight
+        return (kernel.grad * kernel).flatten(1).sum(1).abs().max().item()
+
+    assert along_the_kernel(fold) < 1e-12
+    assert network[0].weight.grad.abs().max() > 1e-3 and network[1].weight.grad.abs().max() > 1e-3
+    with torch.no_grad():
+        network[0].weight.mul_(3)  # and the running variance follows
+        network[1].running_var.mul_(9)
+    assert along_the_kernel(plain) > 1e-2
+    assert network[1].weight.grad is None
+
+
+def test_folding_needs_the_images_size() -> None:
+    with pytest.raises(IECLError, match="need it") as refusal:
+        SpectralRegularizer(normed_network(), fold=True)
+    assert "\n" not in str(refusal.value)
+
+
+def test_volume_is_the_mean_log_singular_value_of_each_layer() -> None:
+    network = normed_network()
+    with torch.no_grad():
+        network[1].weight.mul_(0.05)
+    regularizer = SpectralRegularizer(network, "volume", fold=True, input_size=(3, 8, 8))
+    assert not regularizer.state_dict()
+    expected = 0.0
+    for layer, norm in ((0, 1), (3, 4), (7, None)):
+        weight = network[layer].weight.detach().flatten(1)
+        if norm is not None:
+            n = network[norm]
+            weight = weight * (n.weight / (n.running_var + n.eps).sqrt())[:, None]
+        expected += min(0.0, torch.linalg.svdvals(weight).log().mean().item()) ** 2
+    assert expected > 0.5
+    found = regularizer(network)
+    assert found.item() == pytest.approx(expected, rel=1e-3)
+    # of a kernel before a norm the gradient leaves out its size, on purpose
+    weights = (network[1].weight, network[4].weight, network[7].weight)
+    assert torch.autograd.gradcheck(lambda *_: regularizer(network), weights)
+    assert SpectralRegularizer(small_network(), "volume")(small_network()).isfinite()
+
+
+def test_volume_alone_keeps_the_log_volume_that_training_loses() -> None:
+    """The cap of the paper does not, and on the folded weight it takes more away."""
+    from iecl_solo.jacobian import log_volume
+
+    torch.manual_seed(0)
+    x = torch.randn(64, 3, 8, 8, dtype=torch.float64)
+    after = {}
+    for name, mode, fold in (
+        ("none", "", False),
+        ("cap", "penalty", True),
+        ("kept", "volume", True),
+    ):
+        network = normed_network()
+        options = {"fold": True, "input_size": (3, 8, 8)} if fold else {}
+        regularizer = SpectralRegularizer(network, mode, **options) if mode else None
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9)
+        with torch.no_grad():
+            for _ in range(40):
+                network(x)
+        before = log_volume(network.eval(), x[:8]).mean().item()
+        network.train()
+        for _ in range(40):
+            # a loss that asks for less and less volume
+            loss = network(x).square().mean()
+            optimizer.zero_grad()
+            (loss if regularizer is None else loss + regularizer(network)).backward()
+            optimizer.step()
+        after[name] = log_volume(network.eval(), x[:8]).mean().item() - before
+    assert after["kept"] > -2
+    assert after["none"] < 3 * after["kept"] - 2 and after["cap"] < after["none"] + 2

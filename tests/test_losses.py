@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from iecl_solo.entropy import effective_rank
 from iecl_solo.errors import IECLError
 from iecl_solo.losses import MINCLoss, spectral_contrastive_loss
+from iecl_solo.losses.climb import VMFMixture, entropy_bound
 from iecl_solo.losses.features import scale_features
 from iecl_solo.losses.minc import cosine_decay
 
@@ -258,11 +259,55 @@ def test_minc_is_linear_in_the_batch():
     assert fourfold[0] == 1024 * 16
 
 
-def test_spectral_is_quadratic_in_the_batch():
-    small, double, fourfold = (cost(spectral_contrastive_loss, batch) for batch in (256, 512, 1024))
+@pytest.mark.parametrize("pairs", ["cross", "all"])
+def test_spectral_takes_what_is_smaller_pairs_or_moments(pairs: str):
+    def loss(a: Tensor, b: Tensor) -> Tensor:
+        return spectral_contrastive_loss(a, b, pairs=pairs)
+
+    few = [cost(loss, batch)[0] for batch in (4, 8, 15)]  # below 2 d no more than the features
+    assert max(few) <= 4 * 15 * 16
+    small, double, fourfold = (cost(loss, batch) for batch in (256, 512, 1024))
     for a, b, c in zip(small, double, fourfold, strict=True):
-        assert c - b > 3.5 * (b - a)
-    assert fourfold[0] == 1024**2
+        assert c - b == 2 * (b - a) > 0  # a straight line
+    assert fourfold[0] <= 2 * 1024 * 16
+
+
+@pytest.mark.parametrize("include_diagonal", [False, True])
+@pytest.mark.parametrize("pairs", ["cross", "all"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_spectral_by_moments_is_spectral_by_pairs(pairs: str, include_diagonal: bool, dtype):
+    z1, z2 = views(90, 7, dtype=dtype)
+    rows, columns = (z1, z2) if pairs == "cross" else [torch.cat([z1, z2])] * 2
+    products = (rows @ columns.T).square()
+    if not include_diagonal:
+        same = torch.arange(len(rows)) % 90
+        products = products[same[:, None] != same]
+    expected = products.mean() - 2 * (z1 * z2).sum(1).mean()
+    found = spectral_contrastive_loss(z1, z2, pairs=pairs, include_diagonal=include_diagonal)
+    torch.testing.assert_close(found, expected)
+    for a, b in zip(*(torch.autograd.grad(x, [z1, z2]) for x in (found, expected)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", ["spectral", "minc", "climb"])
+def test_the_backward_pass_is_in_full_precision_too(name: str):
+    z1, z2 = views(64, 32, dtype=torch.float32)
+    torch.manual_seed(0)
+    mixture = VMFMixture(32, 8)
+    loss = {
+        "spectral": spectral_contrastive_loss,
+        "minc": MINCLoss(32).eval(),
+        "climb": lambda a, _: entropy_bound(a, mixture),
+    }[name]
+    if name == "minc":
+        loss.moving_moment.copy_(z2.detach().T @ z2.detach() / 64)
+        loss.moving_weight.fill_(1)
+    parameters = [z1] + list(mixture.parameters()) * (name == "climb")
+    plain = torch.autograd.grad(loss(z1, z2), parameters)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = torch.autograd.grad(loss(z1, z2), parameters)
+    for a, b in zip(plain, inside, strict=True):
+        assert torch.equal(a, b)
 
 
 # --- data whose structure is known: an augmentation kernel with blocks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -11,10 +12,26 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from iecl_solo.errors import IECLError
-from iecl_solo.saib import SAIB, load_saib, match_statistics, patchify, save_saib, unpatchify
+from iecl_solo.saib import (
+    SAIB,
+    SAIBS,
+    BaseSAIB,
+    ConvexSAIB,
+    NoiseSAIB,
+    load_saib,
+    make_saib,
+    match_statistics,
+    patchify,
+    save_saib,
+    unpatchify,
+)
+
+VARIANTS = sorted(SAIBS)
+#: The paper's variant with nothing of ours: it begins as x -> 2 x.
+SCALING = {"outer_skip": True, "match_statistics": False}
 
 
-def perturbed(saib: SAIB, scale: float = 0.3, seed: int = 0) -> SAIB:
+def perturbed(saib: BaseSAIB, scale: float = 0.3, seed: int = 0) -> BaseSAIB:
     """The same SAIB with every parameter moved off its initial value."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -24,7 +41,7 @@ def perturbed(saib: SAIB, scale: float = 0.3, seed: int = 0) -> SAIB:
     return saib
 
 
-def jacobian(saib: SAIB, x: Tensor) -> Tensor:
+def jacobian(saib: BaseSAIB, x: Tensor) -> Tensor:
     """(n, n), differentiable; x is one image (1, C, H, W)."""
 
     def flat(v: Tensor) -> Tensor:
@@ -33,11 +50,11 @@ def jacobian(saib: SAIB, x: Tensor) -> Tensor:
     return torch.func.jacrev(flat)(x.reshape(-1))
 
 
-def logdet(saib: SAIB, x: Tensor) -> Tensor:
+def logdet(saib: BaseSAIB, x: Tensor) -> Tensor:
     return torch.linalg.slogdet(jacobian(saib, x)).logabsdet
 
 
-def lower_logdet(saib: SAIB, x: Tensor, steps: int, lr: float) -> float:
+def lower_logdet(saib: BaseSAIB, x: Tensor, steps: int, lr: float) -> float:
     """An adversary: gradient steps on the weights that minimise log|det J| at x (nats)."""
     optimizer = torch.optim.Adam(saib.parameters(), lr=lr)
     for _ in range(steps):
@@ -67,16 +84,18 @@ def test_patchify_agrees_with_slicing_and_is_inverted() -> None:
 
 @pytest.mark.parametrize("depth", [1, 3])
 @pytest.mark.parametrize("inner_skip", [True, False])
-def test_paper_variant_starts_as_pure_scaling(depth: int, inner_skip: bool) -> None:
+def test_paper_variant_starts_as_the_identity_or_as_pure_scaling(
+    depth: int, inner_skip: bool
+) -> None:
     x = torch.randn(2, 3, 16, 16)
-    with_skip = SAIB(16, depth=depth, inner_skip=inner_skip)
-    without = SAIB(16, depth=depth, inner_skip=inner_skip, outer_skip=False)
-    assert torch.equal(with_skip(x), 2 * x)
-    assert torch.equal(without(x), x)
+    options = {"depth": depth, "inner_skip": inner_skip, "match_statistics": False}
+    assert torch.equal(SAIB(16, outer_skip=True, **options)(x), 2 * x)
+    assert torch.equal(SAIB(16, **options)(x), x)
+    torch.testing.assert_close(SAIB(16, depth=depth)(x), x)
 
 
 def test_paper_variant_is_the_paper_formula() -> None:
-    saib = perturbed(SAIB(8, patch_size=2, activation="silu").double())
+    saib = perturbed(SAIB(8, patch_size=2, activation="silu", **SCALING).double())
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     weights = dict(saib.named_parameters())
     step = "steps.0."
@@ -96,10 +115,12 @@ def test_paper_variant_is_the_paper_formula() -> None:
     torch.testing.assert_close(saib(x), expected)
 
 
-@pytest.mark.parametrize("options", [{}, {"outer_skip": False}, {"variant": "convex"}])
-def test_every_parameter_is_trained(options: dict) -> None:
+@pytest.mark.parametrize(
+    ("variant", "options"), [("paper", {}), ("paper", SCALING), ("convex", {}), ("noise", {})]
+)
+def test_every_parameter_is_trained(variant: str, options: dict) -> None:
     torch.manual_seed(0)
-    saib = SAIB(8, depth=2, **options)
+    saib = make_saib(variant, 8, depth=2, **options)
     optimizer = torch.optim.SGD(saib.parameters(), lr=0.1)
     x = torch.randn(4, 3, 8, 8)
     before = {name: p.detach().clone() for name, p in saib.named_parameters()}
@@ -112,7 +133,7 @@ def test_every_parameter_is_trained(options: dict) -> None:
 
 
 def test_scaling_alone_gives_n_ln_2() -> None:
-    saib = SAIB(8).double()
+    saib = SAIB(8, **SCALING).double()
     x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
     n = x.numel()
     assert logdet(saib, x).item() == pytest.approx(n * math.log(2), abs=1e-9)
@@ -123,7 +144,7 @@ def test_scaling_alone_gives_n_ln_2() -> None:
 
 def test_nothing_keeps_the_paper_variant_above_det_1() -> None:
     torch.manual_seed(0)
-    saib = SAIB(8, outer_skip=False).double()
+    saib = SAIB(8, match_statistics=False).double()
     x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
     assert logdet(saib, x).item() == pytest.approx(0, abs=1e-9)
     assert lower_logdet(saib, x, steps=8, lr=1e-2) < -10
@@ -131,7 +152,7 @@ def test_nothing_keeps_the_paper_variant_above_det_1() -> None:
 
 def test_nor_does_the_outer_skip() -> None:
     # GELU is the identity far from zero, so these weights make P' = P - 3/2 P and X' = X / 2
-    saib = SAIB(8).double()
+    saib = SAIB(8, **SCALING).double()
     block = saib.steps[0].blocks[0]
     eye = torch.eye(48, dtype=torch.float64)
     with torch.no_grad():
@@ -149,7 +170,7 @@ def test_nor_does_the_outer_skip() -> None:
 # --- the convex variant
 
 
-def explicit_k(saib: SAIB, size: int) -> Tensor:
+def explicit_k(saib: ConvexSAIB, size: int) -> Tensor:
     """K of the first step as a matrix (hidden outputs, pixels), one basis image after another."""
     step = saib.steps[0]
     n = saib.channels * size * size
@@ -159,12 +180,12 @@ def explicit_k(saib: SAIB, size: int) -> Tensor:
     return nn.functional.conv2d(hidden, step.mix, padding=1).flatten(1).T
 
 
-def convex(size: int, scale: float, seed: int = 0, **options) -> SAIB:
+def convex(size: int, scale: float, seed: int = 0, **options) -> ConvexSAIB:
     torch.manual_seed(seed)
-    return perturbed(SAIB(size, variant="convex", **options).double(), scale, seed)
+    return perturbed(ConvexSAIB(size, **options).double(), scale, seed)
 
 
-def assert_expanding(saib: SAIB, x: Tensor) -> None:
+def assert_expanding(saib: ConvexSAIB, x: Tensor) -> None:
     """What is proved: no direction shrinks, log|det J| >= 0, and one step is symmetric."""
     j = jacobian(saib, x).detach()
     rounding = 1e-12 * j.norm().item() * len(j)
@@ -245,7 +266,7 @@ def test_convex_variant_moves_no_two_images_closer() -> None:
 
 def test_convex_variant_starts_small_because_at_zero_nothing_would_move() -> None:
     torch.manual_seed(0)
-    saib = SAIB(8, variant="convex").double()
+    saib = ConvexSAIB(8).double()
     x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
     n = x.numel()
     assert 0.003 * n < logdet(saib, x).item() < 0.03 * n
@@ -287,13 +308,9 @@ def test_displacement_bound_is_attained() -> None:
 
 
 def test_no_bound_where_there_is_none() -> None:
-    for options in (
-        {},
-        {"variant": "convex", "match_statistics": True},
-        {"variant": "convex", "activation": "softplus"},
-    ):
+    for options in ({"match_statistics": True}, {"activation": "softplus"}):
         with pytest.raises(IECLError, match="displacement_bound"):
-            SAIB(8, **options).displacement_bound()
+            ConvexSAIB(8, **options).displacement_bound()
 
 
 def test_matching_statistics_breaks_the_guarantee() -> None:
@@ -326,16 +343,16 @@ def test_matched_statistics_of_constant_images_are_finite() -> None:
 # --- sizes, dtypes, formats
 
 
-@pytest.mark.parametrize("variant", ["paper", "convex"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_other_grids_and_single_images(variant: str) -> None:
-    saib = perturbed(SAIB((16, 24), variant=variant), 0.05)
+    saib = perturbed(make_saib(variant, (16, 24)), 0.05)
     for size in [(16, 24), (8, 8), (4, 4), (32, 20)]:
         x = torch.randn(1, 3, *size)
         assert saib(x).shape == x.shape
 
 
 def test_position_is_interpolated() -> None:
-    saib = SAIB(8, outer_skip=True)
+    saib = SAIB(8, **SCALING)
     with torch.no_grad():
         saib.steps[0].position[:, :, 0] = -1
         saib.steps[0].position[:, :, 1] = 1
@@ -344,10 +361,10 @@ def test_position_is_interpolated() -> None:
     torch.testing.assert_close(added, expected)
 
 
-@pytest.mark.parametrize("variant", ["paper", "convex"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_dtypes_autocast_and_memory_format(variant: str) -> None:
     torch.manual_seed(0)
-    saib = perturbed(SAIB(16, variant=variant), 0.05)
+    saib = perturbed(make_saib(variant, 16), 0.05).eval()
     x = torch.randn(2, 3, 16, 16)
     expected = saib(x)
     last = saib(x.to(memory_format=torch.channels_last))
@@ -362,20 +379,21 @@ def test_dtypes_autocast_and_memory_format(variant: str) -> None:
     assert saib.double()(x.double()).dtype == torch.float64
 
 
-@pytest.mark.parametrize("variant", ["paper", "convex"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_compiles_without_a_graph_break(variant: str) -> None:
-    saib = perturbed(SAIB(8, variant=variant, match_statistics=True), 0.05)
+    saib = perturbed(make_saib(variant, 8), 0.05)
     compiled = torch.compile(saib, backend="eager", fullgraph=True)
     for size in (8, 16):
         x = torch.randn(2, 3, size, size)
-        torch.testing.assert_close(compiled(x), saib(x))
+        given = (x, saib.draw(x)) if isinstance(saib, NoiseSAIB) else (x,)
+        torch.testing.assert_close(compiled(*given), saib(*given))
 
 
-@pytest.mark.parametrize("variant", ["paper", "convex"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients(variant: str) -> None:
     torch.manual_seed(0)
-    saib = SAIB(4, variant=variant, channels=1, patch_size=2, activation="tanh")
-    saib = perturbed(saib.double())
+    saib = make_saib(variant, 4, channels=1, patch_size=2, activation="tanh")
+    saib = perturbed(saib.double()).eval()
     x = torch.randn(2, 1, 4, 4, dtype=torch.float64, requires_grad=True)
     parameters = tuple(saib.parameters())
     assert torch.autograd.gradcheck(lambda x, *_: saib(x), (x, *parameters))
@@ -393,10 +411,13 @@ def test_gradients(variant: str) -> None:
         ({"image_size": (32, 32, 3)}, "positive"),
         ({"variant": "papper"}, "did you mean 'paper'"),
         ({"activation": "gelo"}, "did you mean 'gelu'"),
-        ({"activation": "sigmoid"}, "unknown SAIB activation"),
+        ({"activation": "sigmoid"}, "unknown paper SAIB activation"),
         ({"variant": "convex", "activation": "gelu"}, "Allowed: sigmoid, softplus, tanh"),
-        ({"variant": "convex", "inner_skip": False}, "inner_skip=False"),
-        ({"variant": "convex", "outer_skip": False}, "outer_skip=False"),
+        ({"variant": "convex", "inner_skip": True}, "unknown option of the convex SAIB"),
+        ({"variant": "noise", "outer_skip": False}, "unknown option of the noise SAIB"),
+        ({"outer_skipp": False}, "did you mean 'outer_skip'"),
+        ({"variant": "noise", "budget": 0.0}, "budget 0.0"),
+        ({"variant": "noise", "noise_channels": 0}, "noise_channels 0"),
         ({"depth": 0}, "depth 0"),
         ({"expansion": 0}, "expansion 0"),
         ({"patch_size": 0}, "patch_size 0"),
@@ -404,7 +425,7 @@ def test_gradients(variant: str) -> None:
 )
 def test_refused_at_construction(options: dict, words: str) -> None:
     with pytest.raises(IECLError, match=words) as refusal:
-        SAIB(**{"image_size": 32, **options})
+        make_saib(**{"variant": "paper", "image_size": 32, **options})
     assert "\n" not in str(refusal.value)
 
 
@@ -426,18 +447,19 @@ def test_refused_images(shape: tuple[int, ...], words: str) -> None:
 # --- files
 
 
-@pytest.mark.parametrize("variant", ["paper", "convex"])
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_file_is_all_that_loading_needs(tmp_path, variant: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    options = {"variant": variant, "channels": 1, "patch_size": 2, "expansion": 3, "depth": 2}
-    saib = perturbed(SAIB((8, 4), **options, match_statistics=True).to(dtype))
+    options = {"channels": 1, "patch_size": 2, "expansion": 3, "depth": 2}
+    saib = perturbed(make_saib(variant, (8, 4), **options).to(dtype)).eval()
     save_saib(saib.to(memory_format=torch.channels_last), tmp_path / "saib.safetensors")
     state = torch.get_rng_state()
     loaded = load_saib(tmp_path / "saib.safetensors")
     assert torch.equal(torch.get_rng_state(), state)
     x = torch.randn(2, 1, 8, 4, dtype=dtype)
-    torch.testing.assert_close(loaded(x), saib(x))
+    torch.testing.assert_close(loaded.eval()(x), saib(x))
+    assert type(loaded) is SAIBS[variant]
     assert all(p.requires_grad and p.dtype == dtype for p in loaded.parameters())
 
 
@@ -450,7 +472,8 @@ def test_wrong_files_are_refused_in_one_line(tmp_path) -> None:
     (tmp_path / "text").write_text("not a file of weights")
     (tmp_path / "empty").write_bytes(b"")
     save_file({"w": torch.zeros(2)}, tmp_path / "other")
-    for options in ["{", "[1]", '{"image_size": 8, "colour": 1}', '{"image_size": 8, "depth": 2}']:
+    paper = '{"variant": "paper", "image_size": 8, '
+    for options in ["{", "[1]", '{"image_size": 8}', paper + '"colour": 1}', paper + '"depth": 2}']:
         metadata = {"iecl_solo.saib": options}
         save_file(SAIB(8).state_dict(), tmp_path / f"bad{len(options)}", metadata=metadata)
     for path in [*tmp_path.iterdir(), tmp_path / "missing", tmp_path]:
@@ -459,3 +482,83 @@ def test_wrong_files_are_refused_in_one_line(tmp_path) -> None:
         with pytest.raises(IECLError, match="SAIB file") as refusal:
             load_saib(path)
         assert "\n" not in str(refusal.value)
+
+
+def test_files_of_version_0_1_are_read(tmp_path) -> None:
+    """They hold the options of both variants, of which one class took all."""
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    common = {"image_size": [8, 8], "channels": 3, "patch_size": 4, "expansion": 2, "depth": 1}
+    common |= {"positional_encoding": True, "inner_skip": True, "outer_skip": True}
+    x = torch.randn(2, 3, 8, 8)
+    for variant, activation in (("paper", "gelu"), ("convex", "tanh")):
+        options = common | {"variant": variant, "activation": activation}
+        options |= {"match_statistics": False}
+        own = SCALING if variant == "paper" else {}
+        saib = perturbed(make_saib(variant, 8, **own), 0.1)
+        metadata = {"iecl_solo.saib": json.dumps(options)}
+        save_file(saib.state_dict(), tmp_path / variant, metadata=metadata)
+        loaded = load_saib(tmp_path / variant)
+        assert torch.equal(loaded(x), saib(x))
+        assert {"steps.0.position"} < set(loaded.state_dict())
+
+
+# --- the variant with noise
+
+
+def test_every_image_moves_by_the_budget() -> None:
+    torch.manual_seed(0)
+    saib = perturbed(NoiseSAIB(16, budget=0.25, depth=2), 0.1)
+    x = 10 * torch.rand(4, 1, 1, 1) * torch.randn(4, 3, 16, 16) + 3
+    step = saib(x) - x
+    torch.testing.assert_close(
+        step.abs().mean((1, 2, 3)), torch.full((4,), 0.25), rtol=1e-4, atol=0
+    )
+    with torch.no_grad():
+        saib.log_budget.fill_(math.log(0.01))
+    assert (saib(x) - x).abs().mean().item() == pytest.approx(0.01, rel=1e-3)
+    assert saib.budget == pytest.approx(0.01)
+
+
+def test_noise_is_its_own_stream_and_resumes(tmp_path) -> None:
+    torch.manual_seed(0)
+    saib = NoiseSAIB(8)
+    x = torch.randn(2, 3, 8, 8)
+    state = torch.get_rng_state()
+    first, second = saib(x), saib(x)
+    assert torch.equal(torch.get_rng_state(), state), "the global stream moved"
+    assert not torch.equal(first, second)
+    kept = {k: v.clone() for k, v in saib.state_dict().items()}
+    third = saib(x)
+    torch.manual_seed(5)
+    resumed = NoiseSAIB(8)
+    assert not torch.equal(resumed.draw(x), saib.draw(x)), "another seed, another stream"
+    resumed.load_state_dict(kept)
+    assert torch.equal(resumed(x), third)
+    # through a file as well
+    save_saib(saib, tmp_path / "saib")
+    assert torch.equal(load_saib(tmp_path / "saib")(x), saib(x))
+
+
+def test_measuring_in_evaluation_mode_repeats_and_moves_nothing() -> None:
+    saib, x = NoiseSAIB(8), torch.randn(2, 3, 8, 8)
+    state = saib.state_dict()["stream._extra_state"].clone()
+    saib.eval()
+    assert torch.equal(saib(x), saib(x))
+    assert torch.equal(saib.state_dict()["stream._extra_state"], state)
+    one = saib.realize(x[:1])  # one draw, for a batch of any size
+    torch.testing.assert_close(one(x)[1:], one(x[1:]))
+    assert not torch.equal(one(x[1:]), saib(x)[1:])
+
+
+def test_processes_draw_different_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    saib, x = NoiseSAIB(8), torch.randn(2, 3, 8, 8)
+    kept = saib.state_dict()
+    drawn = []
+    for rank in range(2):
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        saib.load_state_dict(kept)
+        drawn.append(saib.draw(x))
+    assert not torch.equal(*drawn)

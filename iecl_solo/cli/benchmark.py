@@ -1,10 +1,9 @@
-"""``iecl-solo benchmark``: a grid of runs on Hydra's launchers, one store, one report."""
+"""``iecl-solo benchmark``: a grid of runs on Hydra's launchers, one folder of rows, one report."""
 
 from __future__ import annotations
 
 import os
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -14,10 +13,13 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
 
-from iecl_solo.cli.hydra_app import run as run_hydra
+from iecl_solo.cli import hydra_app
+from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.evaluate.protocol import EvaluationConfig
-from iecl_solo.experiments.cell import find_cell, run_cell
+from iecl_solo.experiments.cell import find_cell, recover, run_cell
 from iecl_solo.experiments.grid import (
     BenchmarkConfig,
     Cell,
@@ -26,26 +28,43 @@ from iecl_solo.experiments.grid import (
     read_benchmark,
     write_data,
 )
-from iecl_solo.experiments.store import STORE, Store
+from iecl_solo.experiments.store import STORE, Store, read_rows
+from iecl_solo.quiet import quiet
+from iecl_solo.report.answer import answer
 from iecl_solo.report.page import write_report
+from iecl_solo.report.results import Results, read
+from iecl_solo.report.statistics import Summary, summary_table
+from iecl_solo.report.tables import NAMES, plus_minus, title
 from iecl_solo.solo.config import parse_block, plain
 from iecl_solo.solo.host import find_host
 from iecl_solo.train.complete import complete
+from iecl_solo.train.processes import launched
 
-_WHAT = "run a grid of methods, data sets, batch sizes and seeds, and report it"
-# what the first pass, which only looks, leaves for the command
-_planned: list[BenchmarkConfig] = []
+
+def _check_measure(measure: str, evaluation: EvaluationConfig) -> None:
+    name, _, data = measure.partition("/")
+    shares = [f"finetune_{100 * share:g}_acc1" for share in evaluation.finetune.fractions]
+    known = [*NAMES, *shares]
+    if name not in known:
+        raise IECLError(f"measures: {unknown_name('measure', name, known)}")
+    if data and data not in evaluation.datasets:
+        raise IECLError(
+            f"measures: {measure}: {unknown_name('data set', data, evaluation.datasets)}"
+        )
 
 
 def check(benchmark: BenchmarkConfig) -> None:
     """Refuse in one line what would make every cell of an arm fail, before any is run."""
-    parse_block("evaluation", EvaluationConfig, benchmark.evaluation)
+    evaluation: EvaluationConfig = parse_block("evaluation", EvaluationConfig, benchmark.evaluation)
+    for measure in benchmark.measures:
+        _check_measure(measure, evaluation)
     write_data(benchmark)
     host = find_host()
     seen = set()
     for cell in cells(benchmark):
-        if (cell.arm, cell.data) not in seen:
-            seen.add((cell.arm, cell.data))
+        key = (cell.arm, cell.data, repr(cell.axes))
+        if key not in seen:
+            seen.add(key)
             complete(configuration(benchmark, cell), host)
 
 
@@ -63,20 +82,18 @@ def take_gpu(number: int) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = visible[number % len(visible)]
 
 
-def main(cfg: DictConfig) -> None:
-    """What each of Hydra's jobs does: look at the whole grid, or run the cell it is given."""
+def run_job(cfg: DictConfig) -> None:
+    """What each of Hydra's jobs does: run the cell that it is given."""
     benchmark = read_benchmark(cfg)
-    if benchmark.cell is None:
-        check(benchmark)
-        _planned.append(benchmark)
-        return
     hydra = HydraConfig.get()
     if "joblib" in hydra.launcher._target_.lower():  # the other launchers give each job its own
         take_gpu(hydra.job.num)
-    run_cell(benchmark, find_cell(benchmark, benchmark.cell))
+    assert benchmark.cell is not None
+    with quiet():
+        run_cell(benchmark, find_cell(benchmark, benchmark.cell))
 
 
-def _begin(benchmark: BenchmarkConfig, store: Store, arguments: list[str]) -> None:
+def _begin(benchmark: BenchmarkConfig, store: Store, line: str) -> None:
     meta: dict[str, Any] = {
         name: plain(getattr(benchmark, name))
         for name in (
@@ -86,9 +103,24 @@ def _begin(benchmark: BenchmarkConfig, store: Store, arguments: list[str]) -> No
     }
     # a YAML of one's own need not have presets, and is then not "the paper's"
     meta["preset"] = benchmark.preset if benchmark.presets else None
-    meta["command"] = shlex.join(["iecl-solo", "benchmark", *arguments])
+    meta["command"] = line
     meta["cells"] = [cell.id for cell in cells(benchmark)]
     store.begin(meta, fixed=("name", "preset", "kind"))
+
+
+def _fill(benchmark: BenchmarkConfig, store: Store) -> None:
+    """Take in what is known already: committed rows, and runs whose row is lost."""
+    known = store.done()
+    if benchmark.rows is not None:
+        _, given = read_rows(benchmark.rows)
+        ids = {cell.id for cell in cells(benchmark)}
+        new = [row for row in given if row["id"] in ids and row["id"] not in known]
+        for row in new:
+            store.put(row)
+        print(f"{benchmark.rows}: {len(new)} of {len(ids)} cells were run elsewhere", flush=True)
+    found = recover(benchmark, store)
+    if found:
+        print(f"{benchmark.name}: {found} rows made again of what the runs left", flush=True)
 
 
 def _waves(benchmark: BenchmarkConfig) -> tuple[list[Cell], list[Cell]]:
@@ -97,30 +129,55 @@ def _waves(benchmark: BenchmarkConfig) -> tuple[list[Cell], list[Cell]]:
     return [c for c in grid if c.source is None], [c for c in grid if c.source is not None]
 
 
-def _launch(benchmark: BenchmarkConfig, wanted: Sequence[Cell], arguments: list[str]) -> None:
+def _launch(
+    benchmark: BenchmarkConfig,
+    wanted: Sequence[Cell],
+    given: hydra_app.Invocation,
+    overrides: Sequence[str],
+) -> None:
     folder = Path(str(benchmark.dir)).resolve()
     listed = ",".join(cell.id for cell in wanted)
-    run_hydra(
-        "benchmark",
-        __name__,
-        "benchmark",
-        _WHAT,
+    hydra_app.launch(
+        given,
+        run_job,
+        ["--multirun", *(flag for flag in given.flags if flag not in hydra_app.MULTIRUN)],
         [
-            *arguments,
-            "--multirun",
+            *overrides,
             f"++cell={listed}",
-            f"++dir={folder}",
-            f"hydra.sweep.dir={folder / 'hydra'}",
+            f"++dir={str(folder)!r}",
+            f"hydra.sweep.dir={str(folder / 'hydra')!r}",
             "hydra.sweep.subdir=${hydra.job.num}",
         ],
     )
 
 
-def run(given: list[str]) -> int:
+def show(results: Results) -> None:
+    """The benchmark on screen: settings down, arms across, then the answer."""
+    for measure in results.measures[:4]:
+        table = summary_table(results.of(measure), ["setting"])
+        view = Table(title=title(measure), title_justify="left")
+        for head in results.setting_head:
+            view.add_column(head)
+        for arm in results.arms:
+            view.add_column(arm, justify="right")
+        for setting in sorted(set(table["setting"])):
+            texts = {
+                row.arm: plus_minus(
+                    measure, Summary(row.n, row.mean, row.sd, row.low, row.high), results.seeds
+                )
+                for row in table[table["setting"] == setting].itertuples()
+            }
+            entries = [texts.get(arm, "–") for arm in results.arms]
+            view.add_row(*results.settings[setting], *entries)
+        Console(width=None if sys.stdout.isatty() else 100).print(view)
+    print(answer(results))
+
+
+def run(given: hydra_app.Invocation) -> int:
     """Run what is missing of the grid, then report.
 
     Args:
-        given: ``--config-name NAME``, and KEY=VALUE in Hydra's grammar.
+        given: what was typed.
 
     Returns:
         0 if every cell is done, 1 if some failed (the report says which, and why).
@@ -128,26 +185,30 @@ def run(given: list[str]) -> int:
     Raises:
         IECLError: one line for whatever the benchmark's configuration gets wrong.
     """
-    _planned.clear()
+    if launched():
+        raise IECLError(
+            "benchmark: start it once, not under torchrun; its cells launch devices=N themselves"
+        )
     # any key of a benchmark may be given, whether its YAML has it or not
     own = {f.name for f in fields(BenchmarkConfig)}
-    arguments = [f"++{a}" if re.split(r"[.=]", a)[0] in own else a for a in given]
-    run_hydra("benchmark", __name__, "benchmark", _WHAT, arguments)
-    if not _planned:  # --help, --cfg
-        return 0
-    benchmark = _planned[0]
+    overrides = [f"++{a}" if re.split(r"[.=]", a)[0] in own else a for a in given.overrides]
+    benchmark = read_benchmark(hydra_app.without_hydra(hydra_app.composed(given, overrides)))
+    check(benchmark)
     store = Store(Path(str(benchmark.dir)) / STORE)
-    _begin(benchmark, store, given)
+    _begin(benchmark, store, given.line)
+    _fill(benchmark, store)
     for wave in _waves(benchmark):
         done = store.done()
         wanted = [cell for cell in wave if cell.id not in done]
         if wanted:
             print(f"{benchmark.name}: {len(wanted)} of {len(wave)} cells to run", flush=True)
-            _launch(benchmark, wanted, arguments)
+            _launch(benchmark, wanted, given, overrides)
+    store.export()
     page = write_report(store, store.path.parent)
     rows = store.cells()
     failed = rows[(rows["status"] == "failed") & rows["id"].isin(c.id for c in cells(benchmark))]
     for row in failed.itertuples():
         print(f"failed: {row.id}: {str(row.error).strip().splitlines()[-1]}", file=sys.stderr)
-    print(f"store: {store.path}\nreport: {page}")
+    show(read(store))
+    print(f"rows: {store.csv}\nreport: {page}")
     return 1 if len(failed) else 0

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 
 import pandas as pd
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from iecl_solo.cli.hydra_app import Invocation
 from iecl_solo.experiments.compare import compare, draw, record
 from iecl_solo.report.page import write_report
 from iecl_solo.solo.host import find_host
@@ -57,16 +56,7 @@ def verdict(frame: pd.DataFrame) -> str:
     return f"{frame.index[1]} is {' and '.join(parts)}; one seed, so no significance is claimed."
 
 
-def _command() -> str | None:
-    """The command line that Hydra was given."""
-    if not HydraConfig.initialized():
-        return None
-    hydra = HydraConfig.get()
-    name = str(hydra.job.config_name).removeprefix("pretrain/")
-    return shlex.join(["iecl-solo", "compare", "--config-name", name, *hydra.overrides.task])
-
-
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig, given: Invocation) -> None:
     """What the command does with the composed configuration."""
     pair = compare(cfg)
     frame, folder, args = pair.table, pair.folder, pair.runs[0].args
@@ -75,6 +65,6 @@ def main(cfg: DictConfig) -> None:
     of = f"{args['max_epochs']} epochs, seed {args['seed']}, {find_host().describe()}"
     show(frame, f"{pair.title}, {of}")
     print(verdict(frame))
-    page = write_report(record(pair, _command()), folder)
+    page = write_report(record(pair, given.line), folder)
     written = ", ".join(["table.csv", *(path.name for path in pictures)])
     print(f"report: {page} ({written} beside it)")

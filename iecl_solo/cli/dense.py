@@ -11,9 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--root", required=True, help="a folder with {train,val}/images and {train,val}/masks"
     )
-    parser.add_argument(
-        "--torchvision", help="VOCSegmentation or OxfordIIITPet, on disk in --root"
-    )
+    parser.add_argument("--torchvision", help="VOCSegmentation or OxfordIIITPet, on disk in --root")
     parser.add_argument("--size", type=int, help="of the images shown; the run's own if not given")
     parser.add_argument("--epochs", type=int, help="of the head")
     parser.add_argument("--lr", type=float, help="of the head")

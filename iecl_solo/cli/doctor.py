@@ -1,4 +1,7 @@
-"""``iecl-solo doctor``: what is here, what was mended, and the command for what is missing."""
+"""``iecl-solo doctor``: what is here, what was mended, and the command for what is missing.
+
+By itself it reads what is installed, in a moment; ``--full`` imports all of it too.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ import importlib
 import importlib.metadata
 import importlib.util
 import platform
+import re
 import textwrap
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from iecl_solo.errors import HostNotFound, IECLError
+from iecl_solo.version import __version__
 
 #: Distribution: the module that must be importable for training.
 REQUIRED = {
@@ -62,6 +67,7 @@ def _missing(*modules: str) -> bool:
 
 
 def _look_at_versions(found: Diagnosis) -> None:
+    found.facts.append(("iecl-solo", __version__))
     found.facts.append(("python", platform.python_version()))
     missing = [distribution for distribution, module in REQUIRED.items() if _missing(module)]
     for distribution in REQUIRED:
@@ -72,12 +78,25 @@ def _look_at_versions(found: Diagnosis) -> None:
         found.problems.append((what, f"pip install {' '.join(missing)}"))
 
 
-def _look_at_torch(found: Diagnosis) -> None:
+def _misfit() -> str | None:
+    """Why torchvision was built for another torch, as its own requirement says."""
+    here = importlib.metadata.version("torch").partition("+")[0]
+    for requirement in importlib.metadata.requires("torchvision") or []:
+        wanted = re.match(r"torch==([0-9.]+)", requirement)
+        if wanted and wanted[1] != here:
+            return f"it wants torch {wanted[1]}, {here} is installed"
+    return None
+
+
+def _look_at_torch(found: Diagnosis, full: bool) -> None:
     """Whether torchvision was built for this torch, and the devices."""
-    try:
-        importlib.import_module("torchvision")
-    except Exception as error:  # a mismatch shows as one of several errors
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    reason = _misfit()
+    if full:
+        try:
+            importlib.import_module("torchvision")
+        except Exception as error:  # a mismatch shows as one of several errors
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    if reason is not None:
         problem = f"torchvision does not fit torch ({reason})"
         found.problems.append((problem, "pip install --upgrade torch torchvision"))
     found.facts.append(("devices", ", ".join(_devices())))
@@ -93,11 +112,15 @@ def _devices() -> Iterator[str]:
     yield f"cpu ({torch.get_num_threads()} threads)"
 
 
-def _look_at_host(found: Diagnosis) -> None:
+def _look_at_host(found: Diagnosis, full: bool) -> None:
     from iecl_solo import patches
     from iecl_solo.solo import host
 
     try:
+        if not full:
+            version, path = host.find_version()
+            found.facts.append(("host", f"solo-learn {version} in {path}"))
+            return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             here = host.find_host()
@@ -122,13 +145,18 @@ def _look_at_extras(found: Diagnosis) -> None:
             found.hints.append((hint, f"pip install 'iecl-solo[{extra}]'"))
 
 
-def diagnose() -> Diagnosis:
-    """Look at everything; imports torch and the host if they are there."""
+def diagnose(full: bool = False) -> Diagnosis:
+    """Look at everything.
+
+    Args:
+        full: whether torchvision and the host are imported too, if they are there. What was mended
+            in the host is known only then, and so is whatever keeps it from being imported.
+    """
     found = Diagnosis()
     _look_at_versions(found)
     if not _missing("torch", "torchvision"):
-        _look_at_torch(found)
-    _look_at_host(found)
+        _look_at_torch(found, full)
+    _look_at_host(found, full)
     _look_at_extras(found)
     return found
 
@@ -149,11 +177,17 @@ def _lines(found: Diagnosis) -> Iterator[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It takes none."""
+    """Arguments of the command."""
+    parser.add_argument(
+        "--full", action="store_true", help="import solo-learn too, and say what is mended in it"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the diagnosis; 0 if training can start, else 1."""
-    found = diagnose()
+    found = diagnose(args.full)
+    if not args.full:
+        what = "solo-learn was found, and not imported"
+        found.hints.append((what, "iecl-solo doctor --full"))
     print("\n".join(_lines(found)))
     return 0 if found.ready else 1

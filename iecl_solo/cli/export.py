@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -81,22 +80,23 @@ def run(args: argparse.Namespace) -> int:
     from safetensors.torch import save_file
 
     from iecl_solo.evaluate.load import load_backbone, load_method, read_pretrained
-    from iecl_solo.saib import save_saib
+    from iecl_solo.files import replacing
+    from iecl_solo.saib import SAIB, save_saib
     from iecl_solo.solo.config import plain
     from iecl_solo.solo.host import find_host
+    from iecl_solo.solo.wrapper import transforming
 
     to = Path(args.to)
     if to.suffix != ".safetensors":
         raise IECLError(f"--to {args.to}: a file name that ends in .safetensors is expected")
     host = find_host()
     pretrained = read_pretrained(args.checkpoint)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    part = to.with_suffix(".part")
     if args.saib:
-        objective = getattr(load_method(pretrained, host), "iecl", None)
-        if objective is None or objective.saib is None:
+        objective = transforming(load_method(pretrained, host))
+        if objective is None or not isinstance(objective.transformer, SAIB):
             raise IECLError(f"checkpoint {pretrained.path}: it was trained without a SAIB")
-        save_saib(objective.saib, part)
+        with replacing(to) as part:
+            save_saib(objective.transformer, part)
         lines = ["from iecl_solo.saib import load_saib", f"saib = load_saib({args.to!r})"]
     else:
         cfg = pretrained.cfg
@@ -105,7 +105,8 @@ def run(args: argparse.Namespace) -> int:
         lines = recipe(cfg.backbone.name, cifar, kwargs, args.to)
         backbone = load_backbone(pretrained, host)
         tensors = {k: v.contiguous() for k, v in backbone.state_dict().items()}
-        save_file(tensors, part, metadata={"format": "pt", "backbone": cfg.backbone.name})
-    os.replace(part, to)
+        about = {"format": "pt", "backbone": cfg.backbone.name}
+        with replacing(to) as part:
+            save_file(tensors, part, metadata=about)
     print(f"written: {to}", *lines, sep="\n")
     return 0

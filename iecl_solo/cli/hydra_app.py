@@ -1,29 +1,35 @@
-"""Run a command as a Hydra application: packaged configs by name, one line for what is wrong."""
+"""A command's configuration: composed by Hydra from packaged files or own ones, run or launched.
+
+One run is composed here and handed on. Several (``--multirun``, the cells of a benchmark), and what
+Hydra answers itself (``--cfg``, ``--info``), go through ``hydra.main``, and with it any launcher.
+"""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import os
+import re
+import shlex
 import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.quiet import quiet
-from iecl_solo.train.compose import PACKAGED, packaged_configs
+from iecl_solo.train.packaged import PACKAGED, check_packaged, packaged_configs
 
-# blocks of ours that a user's own YAML need not have: KEY=VALUE works without Hydra's "+"
-_OPTIONAL_BLOCKS = (
-    "iecl.",
-    "climb.",
-    "objectives=",
-    "monitor.",
-    "evaluation.",
-    "compare.",
-    "settings.",
-    "axes.",
-    "arms.",
-)
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+#: What Hydra is told, and answers or launches itself.
+MULTIRUN = ("--multirun", "-m")
+_ANSWERED = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
+_WITH_VALUE = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-dir", "-cd")
 
 
 # a run keeps its own record; Hydra's would be written even for a run that is refused
@@ -35,22 +41,97 @@ _NO_FILES = (
 )
 
 
-def _help(command: str, folder: str, what: str) -> str:
-    names = packaged_configs(folder)
+@dataclass(frozen=True)
+class Invocation:
+    """What was typed after ``iecl-solo <command>``.
+
+    Attributes:
+        command: the command's name.
+        path: folder of the configuration, or ``PACKAGED``.
+        name: the configuration's name within it.
+        flags: what begins with a dash, ``--config-name`` and ``--config-path`` aside.
+        overrides: the rest, in Hydra's grammar.
+        typed: the whole of it.
+    """
+
+    command: str
+    path: str
+    name: str
+    flags: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+    typed: list[str] = field(default_factory=list)
+
+    @property
+    def multirun(self) -> bool:
+        """Whether each combination of values is a run."""
+        return any(flag in MULTIRUN for flag in self.flags)
+
+    @property
+    def answered(self) -> bool:
+        """Whether Hydra answers it, and nothing is run."""
+        return any(flag in _ANSWERED for flag in self.flags)
+
+    @property
+    def line(self) -> str:
+        """The command line."""
+        return shlex.join(["iecl-solo", self.command, *self.typed])
+
+    def job(self, overrides: Sequence[str]) -> Invocation:
+        """One of its jobs, as if that had been typed."""
+        own_file = self.path != PACKAGED
+        name = self.name if own_file else self.name.partition("/")[2]
+        source = ["--config-path", self.path] if own_file else []
+        typed = [*source, "--config-name", name, *overrides]
+        return replace(self, flags=[], overrides=list(overrides), typed=typed)
+
+    def gives(self, key: str) -> bool:
+        """Whether a value for the key was typed, or is in a YAML of one's own."""
+        typed = any(o.lstrip("+").partition("=")[0] == key for o in self.overrides)
+        return typed or self.path != PACKAGED
+
+
+def grouped(names: Sequence[str]) -> list[str]:
+    """Names as lines, those of one folder together.
+
+    >>> grouped(["cifar/byol", "cifar/simclr", "default"])
+    ['  default', '  cifar/', '    byol  simclr']
+    """
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        folder, _, last = name.rpartition("/")
+        folders.setdefault(folder, []).append(last)
+    lines = [f"  {name}" for name in folders.pop("", [])]
+    for folder, members in sorted(folders.items()):
+        lines.append(f"  {folder}/")
+        width = max(map(len, members)) + 2
+        columns = max(1, 92 // width)
+        for i in range(0, len(members), columns):
+            row = "".join(f"{m:<{width}}" for m in members[i : i + columns])
+            lines.append(f"    {row.rstrip()}")
+    return lines
+
+
+def asks_help(arguments: Sequence[str]) -> bool:
+    """Whether the command's help is asked for."""
+    return "--help" in arguments or "-h" in arguments
+
+
+def help_text(command: str, folder: str, what: str) -> str:
+    """The text of ``iecl-solo <command> --help``."""
     return "\n".join(
         [
             f"usage: iecl-solo {command} --config-name NAME [KEY=VALUE ...]",
             "",
             f"{what[0].upper()}{what[1:]}.",
             "",
-            "  --config-name NAME   one of the packaged configurations below",
+            "  --config-name NAME   one of the packaged configurations below, FOLDER/NAME",
             "  --config-path DIR    take NAME from your own folder, relative to where you stand",
             "  KEY=VALUE            override any key, e.g. optimizer.batch_size=128 iecl.beta=0.1",
             "  --cfg job            print the composed configuration and stop",
             "  --multirun           one run for each combination of KEY=A,B,C",
             "",
             "packaged configurations:",
-            *(f"  {name}" for name in names),
+            *grouped(packaged_configs(folder)),
         ]
     )
 
@@ -66,29 +147,43 @@ def _take(arguments: list[str], *flags: str) -> tuple[str | None, list[str]]:
     return None, arguments
 
 
-def _source(command: str, folder: str, arguments: list[str]) -> tuple[str, str, list[str]]:
-    """Config path, config name and the arguments left for Hydra."""
+def read_arguments(command: str, folder: str, arguments: list[str]) -> Invocation:
+    """Sort what was typed.
+
+    Raises:
+        IECLError: one line, for a configuration that does not exist.
+    """
     name, rest = _take(arguments, "--config-name", "-cn")
     path, rest = _take(rest, "--config-path", "-cp")
     if name is None:
         raise IECLError(
             f"{command}: --config-name is missing; iecl-solo {command} --help lists the names"
         )
+    flags: list[str] = []
+    overrides: list[str] = []
+    while rest:
+        argument, *rest = rest
+        if argument.startswith("-"):
+            flags.append(argument)
+            if argument in _WITH_VALUE and rest:
+                flags.append(rest.pop(0))
+        else:
+            overrides.append(argument)
     name = name.removesuffix(".yaml")
     if path is None or path == PACKAGED:
-        if name.removeprefix(f"{folder}/") not in packaged_configs(folder):
-            raise unknown_name("config", name, packaged_configs(folder))
-        return PACKAGED, f"{folder}/{name.removeprefix(f'{folder}/')}", rest
+        name = name.removeprefix(f"{folder}/")
+        check_packaged(folder, name)
+        return Invocation(command, PACKAGED, f"{folder}/{name}", flags, overrides, arguments)
     root = Path(path).expanduser().resolve()
     if not root.is_dir():
         raise IECLError(f"--config-path {path}: no such folder")
     if not (root / f"{name}.yaml").is_file():
         own = [p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml")]
         raise unknown_name(f"config in {path}", name, own)
-    return str(root), name, rest
+    return Invocation(command, str(root), name, flags, overrides, arguments)
 
 
-def _explain(error: Exception) -> IECLError:
+def explain(error: Exception) -> IECLError:
     """Hydra's own errors in one line, with the nearest key where one was misspelt."""
     cause = error.__cause__ or error
     text = " ".join(str(cause).split())
@@ -98,56 +193,198 @@ def _explain(error: Exception) -> IECLError:
         near = difflib.get_close_matches(str(key), [str(k) for k in parent], 1, 0.5)
         text = f"unknown key {cause.full_key}"  # type: ignore[attr-defined]
         text += f": did you mean '{near[0]}'?" if near else ": use +KEY=VALUE to add a new one"
+    override = getattr(error, "override", None)
+    if override and "=" not in override:
+        text = f"{override!r} is no KEY=VALUE; a path with a space is quoted: KEY='\"my photos\"'"
+    elif override:
+        given, _, value = str(override).partition("=")
+        if '"' not in value and "'" not in value:
+            text += f"; a space or a sign of the grammar is quoted: {given}='\"{value}\"'"
     return IECLError(text.partition(" full_key:")[0])
 
 
-def run(command: str, module: str, folder: str, what: str, arguments: list[str]) -> int:
-    """Compose the configuration that ``arguments`` name and hand it to ``module.main``.
+@contextmanager
+def _one_line() -> Iterator[None]:
+    import yaml
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise explain(error) from None
+
+
+def composed(given: Invocation, overrides: Sequence[str] | None = None) -> DictConfig:
+    """The configuration, its node ``hydra`` included.
 
     Args:
-        command: the command's name, for messages.
-        module: dotted name of the module whose ``main(cfg)`` does the work.
-        folder: folder of the packaged configs.
-        what: what the command does, for its help.
-        arguments: of the command line, after the command.
+        given: what was typed.
+        overrides: those that count, if not the typed ones.
+
+    Raises:
+        IECLError: one line for whatever is wrong with it.
+    """
+    from hydra import compose, initialize_config_dir, initialize_config_module
+
+    from iecl_solo.train.compose import optional, own_hydra
+
+    chosen = [*_NO_FILES, *optional(given.overrides if overrides is None else overrides)]
+    with _one_line(), own_hydra():
+        source: initialize_config_dir | initialize_config_module
+        if given.path == PACKAGED:
+            source = initialize_config_module("iecl_solo.configs", version_base="1.3")
+        else:
+            source = initialize_config_dir(given.path, version_base="1.3")
+        with source:
+            return compose(given.name, overrides=chosen, return_hydra_config=True)
+
+
+@contextmanager
+def _hydra_config(cfg: DictConfig) -> Iterator[None]:
+    """Let ``${hydra:...}`` in a configuration be resolved, as under ``hydra.main``."""
+    from hydra.core.hydra_config import HydraConfig
+
+    singleton = HydraConfig.instance()
+    before, singleton.cfg = singleton.cfg, None
+    singleton.set_config(cfg)
+    try:
+        yield
+    finally:
+        singleton.cfg = before
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    """A copy of a composed configuration, less Hydra's own node."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.set_struct(cfg, False)
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+
+
+def launch(
+    given: Invocation,
+    task: Callable[[DictConfig], None],
+    flags: Sequence[str],
+    overrides: Sequence[str],
+) -> None:
+    """Hand over to ``hydra.main``: its sweeper, its launcher, its answers.
+
+    Args:
+        given: what was typed.
+        task: what each job does.
+        flags: of Hydra.
+        overrides: of each job.
 
     Raises:
         IECLError: one line for whatever is wrong with the configuration.
     """
-    if "--help" in arguments or "-h" in arguments:
-        print(_help(command, folder, what))
-        return 0
-    path, name, rest = _source(command, folder, arguments)
-
     import hydra
-    import yaml
-    from hydra.errors import HydraException
-    from omegaconf import DictConfig
-    from omegaconf.errors import OmegaConfBaseException
 
-    quiet()
-    failed: list[IECLError] = []
+    from iecl_solo.train.compose import optional
 
-    def task(cfg: DictConfig) -> None:
-        try:
-            importlib.import_module(module).main(cfg)
-        except IECLError as error:
-            # not through Hydra, which would print lines of its own
-            failed.append(error)
+    typed = list(sys.argv)
 
+    def job(cfg: DictConfig) -> None:
+        sys.argv[:] = typed  # what a child of this process sees is what was typed
+        task(cfg)
+
+    before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the error can be told in one line
-    given = sys.argv
     # flags first: argparse takes its positional arguments in one piece
-    flags = [a for a in rest if a in ("--multirun", "-m")]
-    overrides = [a for a in rest if a not in flags]
-    sys.argv = [f"iecl-solo {command}", *flags, *_NO_FILES]
-    sys.argv += [f"++{a}" if a.startswith(_OPTIONAL_BLOCKS) else a for a in overrides]
+    sys.argv[:] = [typed[0], *flags, *_NO_FILES, *optional(overrides)]
+    main = hydra.main(version_base="1.3", config_path=given.path, config_name=given.name)
     try:
-        hydra.main(version_base="1.3", config_path=path, config_name=name)(task)()
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise _explain(error) from None
+        with _one_line():
+            main(job)()
     finally:
-        sys.argv = given
-    if failed:
-        raise failed[0]
+        sys.argv[:] = typed
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _swept(given: Invocation) -> list[str]:
+    """Keys of which several values were typed."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    with _one_line():
+        parsed = OverridesParser.create().parse_overrides(given.overrides)
+    return [override.key_or_group for override in parsed if override.is_sweep_override()]
+
+
+def job_suffix(overrides: Sequence[str], swept: Sequence[str]) -> str:
+    """What tells a job from its siblings, fit for a file's name.
+
+    >>> job_suffix(["optimizer.lr=0.1", "seed=3", "max_epochs=2"], ["optimizer.lr", "seed"])
+    'lr0.1-seed3'
+    """
+    last = [key.rpartition(".")[2] for key in swept]
+    parts = []
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if key in swept:
+            short = key.rpartition(".")[2]
+            parts.append(f"{short if last.count(short) == 1 else key}{value}")
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", "-".join(parts)).strip("_")
+
+
+def _own_folder(cfg: DictConfig, suffix: str, swept: Sequence[str], given: Invocation) -> None:
+    """Give a job of ``--multirun`` a name of its own, unless names were typed."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.set_struct(cfg, False)
+    if OmegaConf.select(cfg, "compare.dir") is not None and "compare.dir" not in swept:
+        cfg.compare.dir = str(Path(cfg.compare.dir) / suffix)
+    elif not any(override.lstrip("+").startswith("name=") for override in given.overrides):
+        name = OmegaConf.select(cfg, "name", throw_on_missing=False)
+        dataset = OmegaConf.select(cfg, "data.dataset", throw_on_missing=False)
+        name = name or "-".join(str(part) for part in (cfg.get("method"), dataset) if part)
+        cfg.name = f"{name}-{suffix}" if name else suffix
+
+
+def run(given: Invocation, module: str) -> int:
+    """Compose the configuration and hand it to ``module.main``, or to ``module.run``.
+
+    Args:
+        given: what was typed.
+        module: dotted name of the module whose ``main(cfg, given)`` does the work of one run. One
+            that launches runs itself has ``run(given)``.
+
+    Returns:
+        The code to exit with.
+
+    Raises:
+        IECLError: one line for whatever is wrong with the configuration.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of solo-learn and its libraries, as they are imported
+        if given.answered:
+            launch(given, lambda cfg: None, given.flags, given.overrides)
+            return 0
+        commands = importlib.import_module(module)
+        if hasattr(commands, "run"):
+            return commands.run(given)
+        cfg = None if given.multirun else composed(given)
+    with quiet():
+        main: Callable[[Any, Invocation], None] = commands.main
+        if cfg is None:
+            _sweep(given, main)
+        else:
+            with _hydra_config(cfg):
+                main(without_hydra(cfg), given)
     return 0
+
+
+def _sweep(given: Invocation, main: Callable[[Any, Invocation], None]) -> None:
+    swept = _swept(given)
+
+    def job(cfg: DictConfig) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        own = list(HydraConfig.get().overrides.task)
+        _own_folder(cfg, job_suffix(own, swept), swept, given)
+        with quiet():  # a launcher's worker is another process
+            main(cfg, given.job(own))
+
+    launch(given, job, given.flags, given.overrides)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from iecl_solo.quiet import quiet
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
@@ -17,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--volume-images", type=int, help=f"images of the log-volume{own}")
 
 
+@quiet()
 def run(args: argparse.Namespace) -> int:
     """Print every measure, write them as JSON, and draw what the run kept.
 
@@ -32,7 +35,6 @@ def run(args: argparse.Namespace) -> int:
     )
     from iecl_solo.files import write_json
     from iecl_solo.lipschitz import sigmas
-    from iecl_solo.quiet import quiet
     from iecl_solo.saib import load_saib
     from iecl_solo.solo.config import parse_block, plain
     from iecl_solo.solo.host import find_host
@@ -41,7 +43,6 @@ def run(args: argparse.Namespace) -> int:
     from iecl_solo.train.logs import read_metrics
     from iecl_solo.train.run import versions
 
-    quiet()
     host = find_host()
     pretrained = read_pretrained(args.checkpoint)
     cfg, folder = pretrained.cfg, pretrained.path.parent

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from iecl_solo.cli.hydra_app import Invocation
 from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.knn import DISTANCES, extract_features, knn_accuracies
 from iecl_solo.evaluate.load import load_backbone, read_pretrained
@@ -25,19 +27,35 @@ from iecl_solo.solo.settings import (
 from iecl_solo.train.run import versions
 
 
-def main(cfg: DictConfig) -> None:
+def _listed(cfg: DictConfig, key: str) -> list[Any]:
+    """The values of a key that takes several; one alone is a list of one."""
+    value = plain(cfg.get(key))
+    values = value if isinstance(value, list) else [value]
+    if not values or None in values:
+        raise IECLError(f"{key}: {value!r} is not allowed, a list of at least one value is")
+    cfg[key] = values
+    return values
+
+
+def main(cfg: DictConfig, given: Invocation) -> None:
     """Print the accuracy for every combination of k, temperature and distance; save them."""
     OmegaConf.set_struct(cfg, False)
     require(cfg, ["pretrained_feature_extractor"])
     check_positive_int(cfg, "batch_size")
-    for distance in cfg.distance_function:
+    for distance in _listed(cfg, "distance_function"):
         check_one_of("distance_function", distance, DISTANCES)
-    if any(not isinstance(k, int) or k < 1 for k in cfg.k):
-        raise IECLError(f"k: {list(cfg.k)} is not allowed, whole numbers from 1 up are")
+    for k in _listed(cfg, "k"):
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise IECLError(f"k: {k!r} is not allowed, whole numbers from 1 up are")
+    for t in _listed(cfg, "temperature"):
+        if isinstance(t, bool) or not isinstance(t, (int, float)) or not 0 < t < math.inf:
+            raise IECLError(f"temperature: {t!r} is not allowed, numbers above 0 are")
+    if _listed(cfg, "feature_type") != ["backbone"]:
+        raise IECLError(f"feature_type: {list(cfg.feature_type)} is not allowed, [backbone] is")
     host = find_host()
     pretrained = read_pretrained(cfg.pretrained_feature_extractor)
-    given = {k: v for k, v in (cfg.get("data") or {}).items() if v is not None}
-    data: dict[str, Any] = {**plain(pretrained.cfg.data), **given}
+    own = {k: v for k, v in (cfg.get("data") or {}).items() if v is not None}
+    data: dict[str, Any] = {**plain(pretrained.cfg.data), **own}
     for key in ("train_path", "val_path"):
         if data.get(key) is None:
             raise IECLError(f"data.{key}: no value is given, and the checkpoint has none")

@@ -19,7 +19,7 @@ from iecl_solo.solo.config import plain
 from iecl_solo.solo.data import pretrain_loader
 from iecl_solo.solo.host import Host
 from iecl_solo.solo.registry import check_method
-from iecl_solo.train.callbacks.seed import seed_epoch
+from iecl_solo.train.order import seeded
 from iecl_solo.train.run import ARGS
 
 
@@ -85,8 +85,9 @@ def first_views(cfg: DictConfig, host: Host, epoch: int) -> list[Tensor]:
         host: the solo-learn in use.
         epoch: counted from 0.
     """
-    seed_epoch(cfg.seed, epoch)
-    _, views, _ = next(iter(pretrain_loader(cfg, host)))
+    loader, order = seeded(pretrain_loader(cfg, host), cfg.seed)
+    order.resume(epoch, 0)
+    _, views, _ = next(iter(loader))
     return list(views)
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
@@ -19,6 +17,12 @@ from iecl_solo.saib import match_statistics
 from iecl_solo.train.logs import host_loss, is_term
 
 _COLOURS = (BASELINE, *OTHERS)  # the baseline's run is the first one
+
+
+def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:
+    """A figure and its axes (rows, columns); without pyplot, whose backend is the user's."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def _titled(column: str) -> str:
@@ -34,9 +38,7 @@ def plot_curves(runs: dict[str, pd.DataFrame], path: Path) -> None:
     panels = [p for p in (loss, accuracy, *terms) if p is not None]
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(4.2 * columns, 3 * rows), squeeze=False, layout="constrained"
-    )
+    figure, axes = _panels(rows, columns, 4.2 * columns, 3 * rows)
     for axis, column in zip(axes.flat, panels, strict=False):
         for (name, frame), colour in zip(runs.items(), _COLOURS, strict=False):
             if column in frame:
@@ -54,7 +56,6 @@ def plot_curves(runs: dict[str, pd.DataFrame], path: Path) -> None:
         axis.set_axis_off()
     axes.flat[0].legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def plot_monitor(monitor: pd.DataFrame, metrics: pd.DataFrame, path: Path) -> None:
@@ -70,8 +71,8 @@ def plot_monitor(monitor: pd.DataFrame, metrics: pd.DataFrame, path: Path) -> No
         "effective rank": ("effective_rank",),
     }
     names = {"delta_h": "all", "delta_h_isotropic": "scaling", "delta_h_anisotropic": "the rest"}
-    figure, axes = plt.subplots(1, 4, figsize=(16, 3.2), layout="constrained")
-    for axis, (title, columns) in zip(axes, panels.items(), strict=True):
+    figure, axes = _panels(1, 4, 16, 3.2)
+    for axis, (title, columns) in zip(axes.flat, panels.items(), strict=True):
         for column, colour in zip(columns, _COLOURS, strict=False):
             if column not in monitor:
                 continue
@@ -89,12 +90,12 @@ def plot_monitor(monitor: pd.DataFrame, metrics: pd.DataFrame, path: Path) -> No
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def plot_singular_values(spectrum: dict[str, tuple[float, float]], path: Path) -> None:
     """Largest and smallest singular value of every layer, in the network's order."""
-    figure, axis = plt.subplots(figsize=(7, 0.22 * len(spectrum) + 1.2), layout="constrained")
+    figure, axes = _panels(1, 1, 7, 0.22 * len(spectrum) + 1.2)
+    axis = axes[0, 0]
     rows = range(len(spectrum))
     low = [max(smallest, 1e-6) for _, smallest in spectrum.values()]
     high = [largest for largest, _ in spectrum.values()]
@@ -109,7 +110,6 @@ def plot_singular_values(spectrum: dict[str, tuple[float, float]], path: Path) -
     axis.legend(frameon=False, fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def plot_saib_over_training(
@@ -130,8 +130,7 @@ def plot_saib_over_training(
     with torch.no_grad():
         rows |= {label: match_statistics(saib(views), views) for label, saib in saibs.items()}
     count = len(views)
-    size = (1.2 * count + 1, 1.25 * len(rows) + 0.3)
-    figure, axes = plt.subplots(len(rows), count, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = _panels(len(rows), count, 1.2 * count + 1, 1.25 * len(rows) + 0.3)
     for row, (label, pictures) in zip(axes, rows.items(), strict=True):
         for axis, picture in zip(row, _shown(pictures, low, high), strict=True):
             axis.imshow(picture.numpy(), interpolation="nearest")
@@ -140,7 +139,6 @@ def plot_saib_over_training(
         row[0].set_ylabel(label, fontsize=9)
     figure.suptitle("each channel at the view's own mean and contrast", fontsize=9)
     figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def _shown(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -172,9 +170,7 @@ def plot_saib(before: Tensor, after: Tensor, path: Path, columns: int = 8) -> No
         "|difference|": (difference / difference.amax().clamp_min(1e-6)).permute(0, 2, 3, 1),
     }
     count = len(before)
-    figure, axes = plt.subplots(
-        3, count, figsize=(1.3 * count + 0.9, 4.3), squeeze=False, layout="constrained"
-    )
+    figure, axes = _panels(3, count, 1.3 * count + 0.9, 4.3)
     for row, (label, pictures) in zip(axes, rows.items(), strict=True):
         for axis, picture in zip(row, pictures, strict=True):
             axis.imshow(picture.numpy(), interpolation="nearest")
@@ -189,4 +185,3 @@ def plot_saib(before: Tensor, after: Tensor, path: Path, columns: int = 8) -> No
         fontsize=10,
     )
     figure.savefig(path, dpi=130)
-    plt.close(figure)

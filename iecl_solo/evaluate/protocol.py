@@ -244,7 +244,7 @@ def linear_config(
             "max_epochs": protocol.max_epochs,
             "seed": cfg.seed,
             "accelerator": cfg.get("accelerator", "auto"),
-            "devices": cfg.get("devices", 1),
+            "devices": 1,  # however many the run was trained on, it is judged the same
             "precision": cfg.get("precision", "32-true"),
         }
     )

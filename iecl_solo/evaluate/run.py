@@ -7,7 +7,6 @@ import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from torchvision import transforms
 from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.corruptions import CORRUPTIONS, check_library, corrupted
 from iecl_solo.evaluate.dense import dense_miou, masked_sets, square
+from iecl_solo.evaluate.features import Images
 from iecl_solo.evaluate.gallery import VIEWS, changed_views, make_gallery, to_pixels
 from iecl_solo.evaluate.knn import extract_features, knn_accuracies, knn_accuracy
 from iecl_solo.evaluate.label_free import label_free
@@ -44,7 +44,7 @@ from iecl_solo.evaluate.protocol import (
 from iecl_solo.evaluate.retrieval import groups_by_name, recall_at_k
 from iecl_solo.evaluate.transfer import augmenting, torchvision_sets
 from iecl_solo.files import read_json, write_json
-from iecl_solo.images import image_files, load_image
+from iecl_solo.images import image_files
 from iecl_solo.solo.config import plain
 from iecl_solo.solo.data import (
     evaluation_datasets,
@@ -54,14 +54,15 @@ from iecl_solo.solo.data import (
 )
 from iecl_solo.solo.embed import query_entropy
 from iecl_solo.solo.host import Host, find_host
-from iecl_solo.solo.settings import prepare_linear
+from iecl_solo.solo.settings import prepare_linear, sources, without_labels
 from iecl_solo.solo.wrapper import objectives
-from iecl_solo.train.callbacks.seed import seed_epoch
 from iecl_solo.train.fit import trainer_arguments
 from iecl_solo.train.logs import read_monitor
+from iecl_solo.train.order import SeededViews
 from iecl_solo.train.run import Run, versions
 
 EVALUATION = "evaluation.json"
+_NO_EPOCH = 10**9
 Labelled = tuple[Tensor, Tensor]
 
 
@@ -280,30 +281,19 @@ def file_names(dataset: Any, root: str) -> list[str]:
     return [os.path.relpath(path, root) for path, _ in dataset.samples]
 
 
-class Unlabelled(Dataset):
-    """Image files through a transform, each with the label -1.
-
-    Args:
-        files: their paths.
-        transform: from an RGB image to (3, H, W).
-    """
-
-    def __init__(self, files: Sequence[Path], transform: Callable[[Any], Tensor]) -> None:
-        self.files, self.transform = files, transform
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        return self.transform(load_image(self.files[i])), -1
-
-
-def _unlabelled(cfg: DictConfig, host: Host, most: int) -> Unlabelled:
+def _unlabelled(cfg: DictConfig, host: Host, most: int) -> Images:
     """The run's training images, at most so many, from all over the folder."""
-    files = image_files(cfg.data.train_path)
+    files = image_files(*sources(cfg.data.train_path))
     step = max(1, len(files) // most)
     size = cfg.augmentations[0].crop_size
-    return Unlabelled(files[::step][:most], evaluation_transform(host, cfg.data.dataset, size))
+    return Images(files[::step][:most], evaluation_transform(host, cfg.data.dataset, size))
+
+
+@torch.inference_mode()
+def _features_of(backbone: nn.Module, images: Images, num_workers: int) -> Tensor:
+    backbone = backbone.to(device()).eval()
+    loader = DataLoader(images, 256, num_workers=num_workers)
+    return torch.cat([backbone(x.to(device())).float().cpu() for x in loader])
 
 
 def view_features(
@@ -314,7 +304,7 @@ def view_features(
     Args:
         cfg: the run's completed configuration, whose training images and augmentations are taken.
         host: the solo-learn in use.
-        backbone: (B, 3, H, W) to (B, d).
+        backbone: (B, 3, H, W) to (B, d), in eval mode.
         images: how many images, from all over the data set.
         views: large crops of each.
     """
@@ -325,9 +315,10 @@ def view_features(
     large = cfg.data.num_large_crops
     found: list[Tensor] = []
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        seed_epoch(cfg.seed, 0)
         while len(found) < views:
-            batches = DataLoader(Subset(dataset, chosen), 128, num_workers=0)
+            # in the place of an epoch, one that no training comes to
+            places: Any = [(_NO_EPOCH + len(found), i) for i in chosen]
+            batches = DataLoader(SeededViews(dataset, cfg.seed), 128, sampler=places)
             crops = [crops[:large] for _, crops, _ in batches]
             for view in range(large):
                 parts = [backbone(batch[view].to(device())).float().cpu() for batch in crops]
@@ -341,7 +332,8 @@ def _picture(dataset: Any) -> Callable[[int], np.ndarray]:
     normalize = next((s for s in steps if isinstance(s, transforms.Normalize)), None)
 
     def picture(i: int) -> np.ndarray:
-        x = dataset[i][0][None]
+        shown = dataset[i]
+        x = (shown if isinstance(shown, Tensor) else shown[0])[None]
         if normalize is None:
             return to_pixels(x, x.min(), x.max() + 1e-6)[0]
         mean, std = (torch.as_tensor(v)[:, None, None] for v in (normalize.mean, normalize.std))
@@ -442,15 +434,14 @@ def evaluate(run: Run, protocol: EvaluationConfig) -> dict[str, float]:
     host = find_host()
     pretrained = read_pretrained(run.checkpoint)
     cfg = pretrained.cfg
-    labelled = not cfg.data.get("no_labels")
+    labelled = not without_labels(cfg)
     own = _own_data(cfg)
     metrics = _measured(run)
     changed = _changed(load_method(pretrained, host), cfg, host)
     if not labelled:
         backbone = load_backbone(pretrained, host)
         images = _unlabelled(cfg, host, protocol.label_free.rank_images)
-        loader = evaluation_loader(images, 256, cfg.data.num_workers)
-        features, _ = extract_features(backbone, loader, device())
+        features = _features_of(backbone, images, cfg.data.num_workers)
         make_gallery(features, None, _picture(images), changed).save(run.folder)
         metrics |= _label_free(cfg, host, backbone, features, protocol)
     sets = ({"": own} if labelled else {}) | plain(protocol.datasets)

@@ -2,48 +2,32 @@
 
 from __future__ import annotations
 
-import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 
 from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.evaluate.load import load_method, read_pretrained
 from iecl_solo.evaluate.protocol import EvaluationConfig
-from iecl_solo.evaluate.run import evaluate
+from iecl_solo.evaluate.run import EVALUATION, evaluate
 from iecl_solo.experiments.cost import measure_cost
 from iecl_solo.experiments.grid import BenchmarkConfig, Cell, cells, configuration
 from iecl_solo.experiments.store import STORE, Store
-from iecl_solo.saib import save_saib
+from iecl_solo.files import read_json
+from iecl_solo.saib import SAIB, save_saib
 from iecl_solo.solo.config import parse_block, plain
 from iecl_solo.solo.host import Host, find_host
+from iecl_solo.solo.wrapper import transforming
 from iecl_solo.train.fit import pretrain
 from iecl_solo.train.logs import training_curves
-from iecl_solo.train.run import versions
-
-# seconds between two signs of life
-_BEAT = 60.0
-
-
-@contextmanager
-def _heartbeat(store: Store, cell: str) -> Iterator[None]:
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(_BEAT):
-            store.beat(cell)
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+from iecl_solo.train.run import ARGS, RESULT, Run, versions
 
 
 def _prepare(benchmark: BenchmarkConfig, cell: Cell) -> Any:
@@ -62,26 +46,66 @@ def _prepare(benchmark: BenchmarkConfig, cell: Cell) -> Any:
     return cfg
 
 
-def _train(
-    benchmark: BenchmarkConfig, cell: Cell, host: Host
-) -> tuple[dict[str, float], list[tuple[int, str, float]], dict[str, Any]]:
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """So many threads of torch's; afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _row_of(run: Run) -> dict[str, Any]:
+    """A trained cell's row, made of what its run's folder holds."""
+    assert run.result is not None
+    return {
+        "metrics": read_json(run.folder / EVALUATION)["metrics"],
+        "curves": training_curves(run),
+        **{name: run.result[name] for name in ("seconds", "device", "versions")},
+        "config": run.args,
+    }
+
+
+def _train(benchmark: BenchmarkConfig, cell: Cell, host: Host) -> dict[str, Any]:
     run = pretrain(_prepare(benchmark, cell))
     if any(other.source == cell.id for other in cells(benchmark)):
-        trained: Any = load_method(read_pretrained(run.checkpoint), host)
-        save_saib(trained.iecl.saib, run.folder / "saib.safetensors")
-    protocol = parse_block("evaluation", EvaluationConfig, benchmark.evaluation)
-    measures = evaluate(run, protocol)
-    assert run.result is not None
-    about = {
-        "seconds": run.result["seconds"],
-        "device": run.result["device"],
-        "config": run.args,
-        "versions": run.result["versions"],
-    }
-    return measures, training_curves(run), about
+        trained = transforming(load_method(read_pretrained(run.checkpoint), host))
+        if trained is None or not isinstance(trained.transformer, SAIB):
+            raise IECLError(f"saib_from: {cell.id} was trained without a SAIB")
+        save_saib(trained.transformer, run.folder / "saib.safetensors")
+    evaluate(run, parse_block("evaluation", EvaluationConfig, benchmark.evaluation))
+    return _row_of(run)
 
 
-def _cost(benchmark: BenchmarkConfig, cell: Cell, host: Host) -> tuple[dict[str, float], Any]:
+def recover(benchmark: BenchmarkConfig, store: Store) -> int:
+    """Make the rows anew of all runs that are trained and evaluated, and count them.
+
+    A run is a cell's if it has the cell's id, which differs whenever a setting does.
+    """
+    if benchmark.kind == "cost":
+        return 0
+    protocol = asdict(parse_block("evaluation", EvaluationConfig, benchmark.evaluation))
+    found, done, command = 0, store.done(), store.meta().get("command")
+    for cell in cells(benchmark):
+        folder = Path(str(benchmark.dir)) / "runs" / cell.method / cell.id
+        if cell.id in done or not all((folder / f).is_file() for f in (ARGS, RESULT, EVALUATION)):
+            continue
+        if read_json(folder / EVALUATION)["protocol"] != protocol:
+            continue
+        args = read_json(folder / ARGS)
+        args.pop("versions", None)  # the result has them
+        args["checkpoint"]["dir"] = str(folder.parent.parent)  # it may have been moved
+        cfg = OmegaConf.create(args)
+        assert isinstance(cfg, DictConfig)
+        if store.claim(cell.row()):
+            store.finish(cell.id, command=command, **_row_of(Run(cfg)))
+            found += 1
+    return found
+
+
+def _cost(benchmark: BenchmarkConfig, cell: Cell, host: Host) -> dict[str, Any]:
     cfg = configuration(benchmark, cell)
     baseline = None
     if cell.against is not None:
@@ -93,7 +117,32 @@ def _cost(benchmark: BenchmarkConfig, cell: Cell, host: Host) -> tuple[dict[str,
         baseline = configuration(benchmark, other)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     measures = measure_cost(cfg, baseline, host, rounds=benchmark.rounds, device=device)
-    return measures, {"device": device, "config": plain(cfg), "versions": versions(host)}
+    about = {"device": device, "config": plain(cfg), "versions": versions(host)}
+    return {"metrics": measures, **about}
+
+
+def _progress(benchmark: BenchmarkConfig, cell: Cell, store: Store) -> str:
+    """Which cell of how many, and how long the rest takes if it takes as long as those before."""
+    grid = [c.id for c in cells(benchmark)]
+    rows = [row for row in store.rows() if row["id"] in grid]
+    walls = [row["wall"] for row in rows if row["status"] == "done" and row.get("wall")]
+    left = len(grid) - sum(row["status"] == "done" for row in rows)
+    at_once = max(1, sum(row["status"] == "running" for row in rows))
+    words = f"cell {grid.index(cell.id) + 1} of {len(grid)}  {cell.id}"
+    if walls:
+        words += f"  (about {duration(sum(walls) / len(walls) * left / at_once)} left)"
+    return words
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would take.
+
+    >>> duration(40), duration(600), duration(9000)
+    ('40 s', '10 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def run_cell(benchmark: BenchmarkConfig, cell: Cell) -> bool:
@@ -109,23 +158,20 @@ def run_cell(benchmark: BenchmarkConfig, cell: Cell) -> bool:
     store = Store(Path(str(benchmark.dir)) / STORE)
     if not store.claim(cell.row()):
         return cell.id in store.done()
-    if benchmark.threads is not None:
-        torch.set_num_threads(benchmark.threads)
-    print(f"cell {cell.id}", flush=True)
+    print(_progress(benchmark, cell, store), flush=True)
+    start = time.perf_counter()
     try:
-        with _heartbeat(store, cell.id):
-            host = find_host()
-            curves: list[tuple[int, str, float]] = []
-            if benchmark.kind == "cost":
-                measures, about = _cost(benchmark, cell, host)
-            else:
-                measures, curves, about = _train(benchmark, cell, host)
-        store.finish(cell.id, measures, curves, command=store.meta().get("command"), **about)
+        host = find_host()
+        with _threads(benchmark.threads):
+            row = (_cost if benchmark.kind == "cost" else _train)(benchmark, cell, host)
+        command = store.meta().get("command")
+        store.finish(cell.id, command=command, wall=time.perf_counter() - start, **row)
     except IECLError as error:
         store.fail(cell.id, str(error))
     except Exception:  # the other cells go on
         store.fail(cell.id, traceback.format_exc())
     else:
+        store.export()
         return True
     return False
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
-import sys
-import traceback
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,17 +18,17 @@ from iecl_solo.evaluate.protocol import EvaluationConfig
 from iecl_solo.evaluate.run import EVALUATION, evaluate
 from iecl_solo.experiments.store import STORE, Store
 from iecl_solo.files import read_json
-from iecl_solo.quiet import quiet
 from iecl_solo.solo.build import build_model
 from iecl_solo.solo.config import parse_block, plain
 from iecl_solo.solo.data import pretrain_loader
 from iecl_solo.solo.host import find_host
-from iecl_solo.solo.registry import choose_objectives, split_method
+from iecl_solo.solo.registry import OBJECTIVES, choose_objectives, query_name, split_method
 from iecl_solo.solo.settings import require
-from iecl_solo.solo.wrapper import objectives
+from iecl_solo.solo.wrapper import transforming
 from iecl_solo.train.complete import complete
 from iecl_solo.train.fit import pretrain
 from iecl_solo.train.logs import is_term, read_metrics, training_curves
+from iecl_solo.train.processes import in_processes, launched
 from iecl_solo.train.run import Run
 
 
@@ -56,12 +52,12 @@ class Comparison:
 def twins(cfg: DictConfig) -> tuple[DictConfig, DictConfig]:
     """The baseline's and the twin's configuration; all but the objectives is shared.
 
-    The twin carries what the method's name says, and IE-CL if it says nothing.
+    The twin carries what the method's name says, and the first objective if it says nothing.
     """
     require(cfg, ["method"])
     carried, _ = split_method(cfg.method)
     both = []
-    for names in ([], carried or ["iecl"]):
+    for names in ([], carried or [OBJECTIVES[0].name]):
         own = copy.deepcopy(cfg)
         OmegaConf.set_struct(own, False)
         own.objectives = names
@@ -78,46 +74,11 @@ def _train_and_evaluate(settings: dict[str, Any], evaluation: dict[str, Any]) ->
     evaluate(run, parse_block("evaluation", EvaluationConfig, evaluation))
 
 
-def _child(target: Callable[..., None], args: tuple[Any, ...], errors: Any) -> None:
-    quiet()
-    try:
-        target(*args)
-    except IECLError as error:
-        errors.put(str(error))
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception:
-        errors.put(traceback.format_exc())
-        sys.exit(1)
-
-
-def in_own_process(target: Callable[..., None], *args: Any) -> None:
-    """Run ``target`` in a fresh process, so that its peak memory is its own.
-
-    Raises:
-        IECLError: what went wrong there.
-    """
-    context = multiprocessing.get_context("spawn")
-    errors = context.Queue()
-    process = context.Process(target=_child, args=(target, args, errors))
-    process.start()
-    try:
-        process.join()
-    except KeyboardInterrupt:
-        process.join()
-        raise
-    if process.exitcode == 130:
-        raise KeyboardInterrupt
-    if process.exitcode:
-        raise IECLError(errors.get(timeout=5) if not errors.empty() else "the run was killed")
-
-
 def table(runs: list[Run]) -> pd.DataFrame:
     """One row a run, baseline first: accuracy, loss terms, cost, entropy."""
     rows = []
     carried, _ = split_method(runs[-1].args["method"])
-    entropy = "H(Z') nats" if "iecl" in carried else "H(Z) nats"
+    entropy = f"H({query_name(carried)}) nats"
     for run in runs:
         result, scores = run.result, read_json(run.folder / EVALUATION)["metrics"]
         assert result is not None
@@ -147,14 +108,14 @@ def draw(runs: list[Run], names: list[str], folder: Path) -> list[Path]:
     plot_curves({n: read_metrics(r.folder) for n, r in zip(names, runs, strict=True)}, curves)
     host = find_host()
     pretrained = read_pretrained(runs[1].checkpoint)
-    objective: Any = objectives(load_method(pretrained, host).eval()).get("iecl")
-    if objective is None or objective.saib is None:
+    objective = transforming(load_method(pretrained, host).eval())
+    if objective is None or objective.transformer is None:
         return [curves]
     torch.manual_seed(pretrained.cfg.seed)
     _, views, _ = next(iter(pretrain_loader(pretrained.cfg, host)))
     query = views[objective.views.query[0]][:8]
     with torch.no_grad():
-        plot_saib(query, objective.saib(query), images)
+        plot_saib(query, objective.transformer(query), images)
     return [curves, images]
 
 
@@ -166,8 +127,8 @@ def record(comparison: Comparison, command: str | None) -> Store:
         command: the command line that made them, for the report.
     """
     runs, folder = comparison.runs, comparison.folder
-    (folder / STORE).unlink(missing_ok=True)  # it is made of what the runs keep
     store = Store(folder / STORE)
+    store.clear()  # it is made of what the runs keep
     methods = [str(run.args["method"]) for run in runs]
     seed = runs[0].args["seed"]
     store.begin(
@@ -204,6 +165,8 @@ def compare(cfg: DictConfig) -> Comparison:
     Raises:
         IECLError: one line for whatever the configuration gets wrong.
     """
+    if launched():
+        raise IECLError("compare: start it once, not under torchrun; it launches devices=N itself")
     OmegaConf.set_struct(cfg, False)
     protocol = parse_block("evaluation", EvaluationConfig, cfg.get("evaluation"))
     require(cfg, ["method", "data.dataset", "data.val_path"])
@@ -222,10 +185,10 @@ def compare(cfg: DictConfig) -> Comparison:
         build_model(copy.deepcopy(own), host)  # both are refused before either is trained
         runs.append(Run(own))
         given.append(raw)
-    for raw in given:
-        in_own_process(_train_and_evaluate, raw, asdict(protocol))
+    for raw in given:  # each in a process of its own, so that its peak memory is its own
+        in_processes(_train_and_evaluate, raw, asdict(protocol))
     carried, _ = split_method(both[1].method)
     # one baseline, and a report for each twin that it is compared with
-    report = folder if carried == ["iecl"] else folder / "_".join(carried)
+    report = folder if carried == [OBJECTIVES[0].name] else folder / "_".join(carried)
     report.mkdir(parents=True, exist_ok=True)
     return Comparison(title, report, runs, table(runs))

@@ -199,7 +199,7 @@ def measure_cost(
         device: CUDA where there is one, if not given.
 
     Returns:
-        ``seconds_per_step`` (median), ``peak_memory_bytes``, ``flops`` (a step's) and
+        ``seconds_per_step`` (median), ``peak_tensor_bytes``, ``flops`` (a step's) and
         ``parameters``; with a baseline also ``time_ratio`` with its quartiles ``time_ratio_low``
         and ``time_ratio_high``, ``memory_ratio``, ``flops_ratio`` and ``parameters_ratio``.
     """
@@ -210,7 +210,7 @@ def measure_cost(
             step = Step(own, host, device)
             absolute.append(
                 {
-                    "peak_memory_bytes": step.peak_memory(),
+                    "peak_tensor_bytes": step.peak_memory(),
                     "flops": step.flops(),
                     "parameters": step.parameters(),
                 }
@@ -222,7 +222,10 @@ def measure_cost(
     if baseline is not None:
         middle, low, high = ratio(seconds[1], seconds[0])
         out |= {"time_ratio": middle, "time_ratio_low": low, "time_ratio_high": high}
-        for name in ("peak_memory_bytes", "flops", "parameters"):
-            short = name.removeprefix("peak_").removesuffix("_bytes")
+        for name, short in (
+            ("peak_tensor_bytes", "memory"),
+            ("flops", "flops"),
+            ("parameters", "parameters"),
+        ):
             out[f"{short}_ratio"] = absolute[0][name] / absolute[1][name]
     return out

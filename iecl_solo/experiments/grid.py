@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import itertools
 import json
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from iecl_solo.digits import write_digits
 from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.solo.config import flatten, parse_block, plain
+from iecl_solo.solo.registry import choose_objectives
 from iecl_solo.train.compose import compose_pretrain
 
 KINDS = ("training", "cost")
@@ -45,6 +47,7 @@ class BenchmarkConfig:
         published: the papers' own figures: data, axes, arm, measure, value, source.
         rounds: timed steps of each arm, for cost.
         threads: of torch, so that a row does not depend on the launcher; null leaves it alone.
+        rows: a ``rows.csv`` of finished cells; only the others are run.
         cell: the id of the only cell to run; what launchers hand on.
     """
 
@@ -64,6 +67,7 @@ class BenchmarkConfig:
     published: list[Any] = field(default_factory=list)
     rounds: int = 20
     threads: int | None = None
+    rows: str | None = None
     cell: str | None = None
 
 
@@ -76,7 +80,7 @@ class Cell:
         data: name of the data set.
         arm: name of the arm.
         against: the arm that it is compared with.
-        method: of the registry.
+        method: of the registry, with the objectives that are chosen for it.
         axes: this cell's value of each axis.
         seed: shared by an arm and the one it is compared with.
         source: id of the cell whose SAIB this one takes, None for most.
@@ -126,6 +130,11 @@ def read_benchmark(cfg: Mapping[str, Any] | DictConfig) -> BenchmarkConfig:
             raise IECLError(f"{key}: no value is given (preset {preset})")
     if benchmark.kind not in KINDS:
         raise unknown_name("kind", benchmark.kind, KINDS)
+    if repeated := sorted({s for s in benchmark.seeds if benchmark.seeds.count(s) > 1}):
+        raise IECLError(f"seeds: {repeated[0]} is given twice, each seed is one run")
+    for key, value in (("rounds", benchmark.rounds), ("threads", benchmark.threads)):
+        if value is not None and value < 1:
+            raise IECLError(f"{key}: {value} is not allowed, a whole number from 1 up is")
     # a key with dots in the YAML is a nested one on the command line, where the later counts
     benchmark.axes = flatten(benchmark.axes)
     for key, values in benchmark.axes.items():
@@ -166,13 +175,25 @@ def cells(benchmark: BenchmarkConfig) -> list[Cell]:
             data,
             arm,
             against,
-            block["method"],
+            _method(benchmark, data, axes, block),
             axes,
             seed,
             source,
         )
         found[seed, arm, data, values] = cell
     return list(found.values())
+
+
+def _method(
+    benchmark: BenchmarkConfig, data: str, axes: Mapping[str, Any], arm: Mapping[str, Any]
+) -> str:
+    """The name under which a cell's method is registered: what it carries is in it."""
+    cfg = OmegaConf.create({"method": arm["method"]})
+    for block in (benchmark.data[data].get("settings") or {}, benchmark.settings, axes, arm):
+        if "objectives" in block:
+            cfg.objectives = block["objectives"]
+    choose_objectives(cfg)
+    return str(cfg.method)
 
 
 def _id(benchmark: BenchmarkConfig, arm: str, data: str, axes: Mapping[str, Any], seed: int) -> str:
@@ -192,6 +213,18 @@ def write_data(benchmark: BenchmarkConfig) -> None:
             write_digits(data["digits"]["folder"], classes=data["digits"].get("classes"))
 
 
+def _check_key(where: str, key: str, composed: list[str]) -> None:
+    """Refuse a key that is nearly one of the configuration's own, and would be read by no one."""
+    if any(own == key or own.startswith(f"{key}.") for own in composed):
+        return
+    parent, _, last = key.rpartition(".")
+    beside = {own.removeprefix(f"{parent}.") for own in composed if own.startswith(f"{parent}.")}
+    names = {own.partition(".")[0] for own in (beside if parent else composed)}
+    near = difflib.get_close_matches(last, names, 1, 0.8)
+    if near and last not in names:
+        raise IECLError(f"unknown key {where}{key}: did you mean '{near[0]}'?")
+
+
 def configuration(benchmark: BenchmarkConfig, cell: Cell) -> DictConfig:
     """The cell's pretraining configuration, as composed: packaged or own, then what is set.
 
@@ -203,7 +236,8 @@ def configuration(benchmark: BenchmarkConfig, cell: Cell) -> DictConfig:
     data = benchmark.data[cell.data]
     config, overrides = str(data["config"]), list(data.get("overrides") or [])
     try:
-        cfg = compose_pretrain(config, cell.method, overrides)
+        # the packaged one is of the method alone; its objectives are chosen on the way to training
+        cfg = compose_pretrain(config, str(benchmark.arms[cell.arm]["method"]), overrides)
     except IECLError as error:
         raise IECLError(f"data.{cell.data}.config: {error}") from None
     except Exception as error:  # Hydra's are many
@@ -217,8 +251,16 @@ def configuration(benchmark: BenchmarkConfig, cell: Cell) -> DictConfig:
     if "digits" in data:
         folder = data["digits"]["folder"]
         made = {"data.train_path": f"{folder}/train", "data.val_path": f"{folder}/test"}
-    for block in (made, data.get("settings") or {}, benchmark.settings, cell.axes, arm):
+    composed = list(flatten(dict(OmegaConf.to_container(cfg))))  # type: ignore[arg-type]
+    for where, block in (
+        ("", made),
+        (f"data.{cell.data}.settings.", data.get("settings") or {}),
+        ("settings.", benchmark.settings),
+        ("axes.", cell.axes),
+        (f"arms.{cell.arm}.", arm),
+    ):
         for key, value in flatten(block).items():
+            _check_key(where, key, composed)
             OmegaConf.update(cfg, key, value, force_add=True)
     cfg.seed = cell.seed
     return cfg

@@ -1,88 +1,73 @@
-"""One SQLite file that holds a benchmark: its cells, their measures and their curves."""
+"""A benchmark's rows: one file a cell, one CSV of all, for many writers on one file system.
+
+The facts of a trained cell are in its run's folder; those of a cell that measures cost are its row.
+A benchmark's folder holds::
+
+    runs/<method>/<cell>/        what training and evaluation left (see ``iecl_solo.train.run``)
+    rows/<cell>.json             the cell's row, written whole or not at all
+    rows/<cell>.lock             who runs the cell now
+    rows/_benchmark.json         what was asked: name, question, arms, axes, measures, ...
+    rows.csv                     the finished rows, rewritten after each cell; to be committed
+
+No file is written by two cells, and none is locked by the kernel, so nothing asks of a network file
+system what NFS lacks. A row that is lost is made again of its run (``iecl_solo.experiments.cell``).
+
+``rows.csv`` is in long form, one line a measure: id, data, arm, against, method, axes (JSON),
+seed, device, seconds, measure, value, versions (JSON, on a cell's first line). Its first line is a
+comment that holds ``_benchmark.json``: ``pandas.read_csv("rows.csv", skiprows=1)`` leaves it out.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
-import os
-import socket
-import sqlite3
+import math
+import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 
 from iecl_solo.errors import IECLError
+from iecl_solo.files import read_json, replacing, write_json
 
-STORE = "store.sqlite"
+STORE = "rows"
 
-#: Seconds without a sign of life after which a cell that runs on another machine is taken over.
-STALE = 600.0
+#: Seconds without a sign of life after which a cell that runs on another machine is taken over. On
+#: this machine the process is looked up, by its id and when it was started.
+STALE = 180.0
 
-# The rollback journal, not the write-ahead log: the latter needs memory that all writers share,
-# which machines on one network folder do not have.
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS cells (
-    id TEXT PRIMARY KEY,
-    data TEXT NOT NULL, arm TEXT NOT NULL, against TEXT, method TEXT NOT NULL,
-    axes TEXT NOT NULL, seed INTEGER NOT NULL,
-    status TEXT NOT NULL CHECK (status IN ('running', 'done', 'failed')),
-    error TEXT, owner TEXT, heartbeat REAL, seconds REAL, device TEXT,
-    config TEXT, versions TEXT, command TEXT
-);
-CREATE TABLE IF NOT EXISTS metrics (
-    cell TEXT NOT NULL REFERENCES cells (id), name TEXT NOT NULL, value REAL,
-    PRIMARY KEY (cell, name)
-);
-CREATE TABLE IF NOT EXISTS curves (
-    cell TEXT NOT NULL REFERENCES cells (id), epoch INTEGER NOT NULL, name TEXT NOT NULL,
-    value REAL, PRIMARY KEY (cell, epoch, name)
-);
-CREATE VIEW IF NOT EXISTS runs AS
-    SELECT c.data, c.arm, c.axes, c.seed, c.status, m.name AS measure, m.value
-    FROM cells c LEFT JOIN metrics m ON m.cell = c.id
-    ORDER BY c.data, c.axes, c.arm, c.seed, m.name;
-"""
-
-
-def owner() -> str:
-    """Who is writing: the machine and the process."""
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def _alive(name: str, heartbeat: float) -> bool:
-    machine, _, pid = name.rpartition(":")
-    if machine != socket.gethostname():
-        return time.time() - heartbeat < STALE
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+_META = "_benchmark.json"
+_IDENTITY = ("id", "data", "arm", "against", "method", "axes", "seed")
+#: Columns of ``Store.cells``, the axes aside.
+_COLUMNS = (
+    *("id", "data", "arm", "against", "method", "seed", "status", "error", "owner", "heartbeat"),
+    *("seconds", "device", "config", "versions", "command"),
+)
+_CSV = (*_IDENTITY, "device", "seconds", "measure", "value", "versions")
+_COMMENT = "# "
 
 
 class Store:
-    """A benchmark's rows; several processes may write to one file at once.
+    """A benchmark's rows; any number of processes may write to one folder at once.
 
     A cell is one run of the grid. It is claimed before it is run, so that no two workers run it,
-    and its row appears whole in one transaction when it is done. A claim whose process is gone
-    counts for nothing, so that after a crash or a kill the cell is simply run again.
+    and its row is there whole once it is done. A claim whose process is gone counts for nothing, so
+    that after a crash or a kill the cell is simply run again.
 
     Args:
-        path: the file; made if it is not there.
+        path: the folder; made if it is not there.
         create: whether it may be made.
 
     Raises:
-        IECLError: one line, if the file is not there or is not such a store.
+        IECLError: one line, if the folder is not there or cannot be made.
 
     Example:
         >>> import tempfile
-        >>> store = Store(Path(tempfile.mkdtemp()) / "store.sqlite")
+        >>> store = Store(Path(tempfile.mkdtemp()) / "rows")
         >>> store.claim({"id": "a", "data": "digits", "arm": "simclr", "method": "simclr",
         ...              "against": None, "axes": {"optimizer.batch_size": 128}, "seed": 0})
         True
@@ -93,30 +78,20 @@ class Store:
 
     def __init__(self, path: str | Path, *, create: bool = True) -> None:
         self.path = Path(path)
-        if not create and not self.path.is_file():
-            raise IECLError(f"store {path}: no such file")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.is_file():
+            raise IECLError(f"store {path}: it is a file; a folder of rows is expected")
+        if not create and not self.path.is_dir():
+            raise IECLError(f"store {path}: no such folder")
         try:
-            with self._connect(write=create) as db:
-                if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'runs'").fetchone():
-                    if not create or db.execute("SELECT 1 FROM sqlite_master").fetchone():
-                        raise IECLError(f"store {path}: a database, but not a benchmark's")
-                    for statement in _SCHEMA.split(";"):
-                        db.execute(statement)
-        except sqlite3.DatabaseError as error:
-            raise IECLError(f"store {path}: {error}") from None
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise IECLError(f"store {path}: it cannot be made ({error.strerror})") from None
+        self._claims: dict[str, SoftFileLease] = {}
 
-    @contextmanager
-    def _connect(self, *, write: bool = True) -> Iterator[sqlite3.Connection]:
-        # one connection a transaction: none is held over a fork or a training. A reader asks for no
-        # lock that a writer, or a file that may not be written, would refuse
-        db = sqlite3.connect(self.path, timeout=120, isolation_level=None)
-        try:
-            db.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-            yield db
-            db.execute("COMMIT")
-        finally:
-            db.close()  # rolls back what was not committed
+    @property
+    def csv(self) -> Path:
+        """The finished rows in one file, beside the folder."""
+        return self.path.with_suffix(".csv")
 
     def begin(self, meta: Mapping[str, Any], fixed: Iterable[str] = ()) -> None:
         """Record what the benchmark is.
@@ -135,9 +110,13 @@ class Store:
                     f"{self.path} holds a benchmark with another {name} ({old[name]} there, "
                     f"{meta[name]} here); give another dir=... or delete it"
                 )
-        rows = [(key, json.dumps(value)) for key, value in meta.items()]
-        with self._connect() as db:
-            db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
+        write_json(self.path / _META, {**old, **meta})
+
+    def clear(self) -> None:
+        """Forget every row; the runs, of which they are made anew, stay."""
+        for row in self.rows():
+            self._file(row["id"]).unlink(missing_ok=True)
+        (self.path / _META).unlink(missing_ok=True)
 
     def claim(self, cell: Mapping[str, Any]) -> bool:
         """Make a cell this process's, unless it is done or a living process has it.
@@ -145,34 +124,38 @@ class Store:
         Args:
             cell: id, data, arm, against (an arm or None), method, axes (a mapping), seed.
         """
-        with self._connect() as db:
-            row = db.execute(
-                "SELECT status, owner, heartbeat FROM cells WHERE id = ?", (cell["id"],)
-            ).fetchone()
-            if row is not None:
-                status, name, heartbeat = row
-                if status == "done" or (
-                    status == "running" and name != owner() and _alive(name, heartbeat)
-                ):
-                    return False
-            db.execute(
-                "INSERT OR REPLACE INTO cells "
-                "(id, data, arm, against, method, axes, seed, status, owner, heartbeat) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, 'running', ?, ?)",
-                (
-                    *(cell[name] for name in ("id", "data", "arm", "against", "method")),
-                    json.dumps(cell["axes"], sort_keys=True),
-                    cell["seed"],
-                    owner(),
-                    time.time(),
-                ),
-            )
+        name = str(cell["id"])
+        if self._status(name) == "done" or not self._acquire(name):
+            return False
+        if self._status(name) == "done":  # by whoever held it a moment ago
+            self._release(name)
+            return False
+        owner = f"{platform.node()}:{self._claims[name].pid}"
+        row = {key: cell[key] for key in _IDENTITY}
+        self._write({**row, "status": "running", "owner": owner, "heartbeat": time.time()})
         return True
 
-    def beat(self, cell: str) -> None:
-        """A sign of life, for workers on other machines."""
-        with self._connect() as db:
-            db.execute("UPDATE cells SET heartbeat = ? WHERE id = ?", (time.time(), cell))
+    def _acquire(self, name: str) -> bool:
+        if name in self._claims:
+            return True
+        marker = self.path / f"{name}.lock"
+        lease = SoftFileLease(marker, lease_duration=STALE, is_singleton=False, thread_local=False)
+        try:
+            try:
+                lease.acquire(timeout=0)
+            except Timeout:
+                if time.time() - marker.stat().st_mtime < STALE:
+                    return False
+                lease.acquire(timeout=1.5 * STALE)  # it must be seen to be silent, clocks differ
+        except (Timeout, LeaseSettingsMismatch, FileNotFoundError):
+            return False
+        self._claims[name] = lease
+        return True
+
+    def _release(self, name: str) -> None:
+        lease = self._claims.pop(name, None)
+        if lease is not None:
+            lease.release()
 
     def finish(
         self,
@@ -187,56 +170,142 @@ class Store:
             cell: its id.
             metrics: value by name.
             curves: (epoch, name, value).
-            columns: seconds, device, command; config and versions as mappings.
+            columns: seconds, wall (seconds with evaluation), device, command; config and versions
+                as mappings.
         """
-        values = {k: json.dumps(v) if isinstance(v, Mapping) else v for k, v in columns.items()} | {
-            "status": "done",
-            "error": None,
-        }
-        with self._connect() as db:
-            for table in ("metrics", "curves"):
-                db.execute(f"DELETE FROM {table} WHERE cell = ?", (cell,))
-            db.executemany(
-                "INSERT INTO metrics VALUES (?, ?, ?)",
-                [(cell, name, value) for name, value in metrics.items()],
-            )
-            db.executemany(
-                "INSERT INTO curves VALUES (?, ?, ?, ?)",
-                [(cell, epoch, name, value) for epoch, name, value in curves],
-            )
-            assigned = ", ".join(f"{name} = ?" for name in values)
-            db.execute(f"UPDATE cells SET {assigned} WHERE id = ?", (*values.values(), cell))
+        row = self._row(cell)
+        row |= {**columns, "metrics": dict(metrics), "curves": [list(point) for point in curves]}
+        self._write({**row, "status": "done", "error": None})
+        self._release(cell)
 
     def fail(self, cell: str, error: str) -> None:
         """Record why a cell could not be run; a rerun tries it again."""
-        with self._connect() as db:
-            db.execute("UPDATE cells SET status = 'failed', error = ? WHERE id = ?", (error, cell))
+        self._write({**self._row(cell), "status": "failed", "error": error})
+        self._release(cell)
+
+    def put(self, row: Mapping[str, Any]) -> None:
+        """Take in a finished row from elsewhere, as ``read_rows`` gives it."""
+        self._write({**row, "status": "done", "error": None})
+
+    def _file(self, cell: str) -> Path:
+        return self.path / f"{cell}.json"
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        write_json(self._file(row["id"]), row)
+
+    def _row(self, cell: str) -> dict[str, Any]:
+        return read_json(self._file(cell))
+
+    def _status(self, cell: str) -> str | None:
+        return self._row(cell)["status"] if self._file(cell).is_file() else None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every cell's row by the order of ids; without ``metrics`` and ``curves`` until done."""
+        files = sorted(self.path.glob("*.json"), key=lambda path: path.stem)
+        return [read_json(path) for path in files if path.name != _META]
 
     def meta(self) -> dict[str, Any]:
         """What ``begin`` recorded."""
-        with self._connect(write=False) as db:
-            return {k: json.loads(v) for k, v in db.execute("SELECT key, value FROM meta")}
+        path = self.path / _META
+        return read_json(path) if path.is_file() else {}
 
     def done(self) -> set[str]:
         """Ids of the finished cells."""
-        with self._connect(write=False) as db:
-            return {i for (i,) in db.execute("SELECT id FROM cells WHERE status = 'done'")}
+        return {row["id"] for row in self.rows() if row["status"] == "done"}
 
     def cells(self) -> pd.DataFrame:
         """One row a cell; each axis of the grid is a column of its own, by its dotted key."""
-        with self._connect(write=False) as db:
-            frame = pd.read_sql("SELECT * FROM cells ORDER BY id", db)
-        for column in ("config", "versions"):
-            frame[column] = [json.loads(v) if isinstance(v, str) else None for v in frame[column]]
-        axes = pd.DataFrame([json.loads(v) for v in frame.pop("axes")], index=frame.index)
+        rows = self.rows()
+        frame = pd.DataFrame([[row.get(name) for name in _COLUMNS] for row in rows], dtype=object)
+        frame = frame.reindex(columns=range(len(_COLUMNS))).set_axis(list(_COLUMNS), axis=1)
+        for name in ("seed", "heartbeat", "seconds"):
+            frame[name] = pd.to_numeric(frame[name])
+        axes = pd.DataFrame([row["axes"] for row in rows], index=frame.index)
         return pd.concat([frame, axes], axis=1)
 
     def metrics(self) -> pd.DataFrame:
         """Measures in long form: cell, name, value."""
-        with self._connect(write=False) as db:
-            return pd.read_sql("SELECT * FROM metrics ORDER BY cell, name", db)
+        found = [
+            (row["id"], name, value)
+            for row in self.rows()
+            for name, value in sorted((row.get("metrics") or {}).items())
+        ]
+        return pd.DataFrame(found, columns=["cell", "name", "value"])
 
     def curves(self) -> pd.DataFrame:
         """What was logged over training in long form: cell, epoch, name, value."""
-        with self._connect(write=False) as db:
-            return pd.read_sql("SELECT * FROM curves ORDER BY cell, name, epoch", db)
+        found = [
+            (row["id"], epoch, name, value)
+            for row in self.rows()
+            for epoch, name, value in sorted(row.get("curves") or [], key=lambda p: (p[1], p[0]))
+        ]
+        return pd.DataFrame(found, columns=["cell", "epoch", "name", "value"])
+
+    def export(self) -> None:
+        """Write the finished rows as one CSV; of several writers the last one's is whole."""
+        with replacing(self.csv) as part, part.open("w", newline="") as file:
+            file.write(f"{_COMMENT}{json.dumps(self.meta())}\n")
+            out = csv.writer(file)
+            out.writerow(_CSV)
+            for row in self.rows():
+                if row["status"] == "done":
+                    out.writerows(_lines(row))
+
+
+def _lines(row: Mapping[str, Any]) -> Iterable[list[Any]]:
+    same = [row[name] for name in _IDENTITY]
+    same[_IDENTITY.index("axes")] = json.dumps(row["axes"], sort_keys=True)
+    same += [row.get("device"), row.get("seconds")]
+    versions = json.dumps(row.get("versions") or {})
+    for name, value in sorted(row["metrics"].items()):
+        number = "" if value is None or math.isnan(value) else repr(float(value))
+        yield [*same, name, number, versions]
+        versions = ""
+
+
+def read_rows(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What a benchmark was, and its finished rows, of a ``rows.csv``.
+
+    Args:
+        path: the file, as ``Store.export`` wrote it.
+
+    Returns:
+        What ``Store.meta`` gave, and rows as ``Store.put`` takes them; no curves are in them.
+
+    Raises:
+        IECLError: one line, for a file that is not there or is no such CSV.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise IECLError(f"rows {path}: no such file")
+    try:
+        first, *rest = file.read_text().splitlines()
+        meta = json.loads(first.removeprefix(_COMMENT)) if first.startswith(_COMMENT) else {}
+        lines = list(csv.DictReader(rest if meta else [first, *rest], strict=True))
+        missing = sorted({*_CSV} - set(lines[0] if lines else _CSV))
+        if missing:
+            raise IECLError(f"rows {path}: it has no column {missing[0]}; {', '.join(_CSV)} are")
+        return meta, _grouped(lines)
+    except (ValueError, KeyError, csv.Error) as error:
+        if isinstance(error, IECLError):
+            raise
+        raise IECLError(f"rows {path}: it is no CSV of a benchmark's rows ({error})") from None
+
+
+def _grouped(lines: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        if line["id"] not in found:
+            found[line["id"]] = {
+                **{name: line[name] for name in ("id", "data", "arm", "method")},
+                "against": line["against"] or None,
+                "axes": json.loads(line["axes"]),
+                "seed": int(line["seed"]),
+                "device": line["device"] or None,
+                "seconds": float(line["seconds"]) if line["seconds"] else None,
+                "versions": json.loads(line["versions"]) if line["versions"] else None,
+                "metrics": {},
+            }
+        value = float(line["value"]) if line["value"] else math.nan
+        found[line["id"]]["metrics"][line["measure"]] = value
+    return list(found.values())

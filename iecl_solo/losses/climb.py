@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from einops import einsum
 from torch import Tensor, nn
 
-from iecl_solo.entropy import full_precision, log_vmf_normalizer
+from iecl_solo.entropy import full_precision, in_full_precision, log_vmf_normalizer
 from iecl_solo.errors import IECLError
+from iecl_solo.losses.features import mean_over_processes
 
 __all__ = ["PrototypeMarginal", "VMFMixture", "entropy_bound"]
 
@@ -31,6 +32,14 @@ def _checked(z: Tensor, width: int, what: str) -> Tensor:
 def _check_count(name: str, value: int, minimum: int) -> None:
     if value < minimum:
         raise IECLError(f"{name}={value}: at least {minimum} is needed")
+
+
+def _of_all_processes(mean: Tensor) -> Tensor:
+    """The mean over all processes' rows of a mean over this one's, with this one's gradient.
+
+    Averaged over the processes, as DistributedDataParallel does, it is the gradient of all rows.
+    """
+    return mean_over_processes(mean) + _only_gradient(mean)
 
 
 def _only_gradient(loss: Tensor) -> Tensor:
@@ -50,6 +59,10 @@ def _weights_loss(logits: Tensor, share: Tensor) -> Tensor:
     """
     gradient = _relative(logits.detach().softmax(0), share)
     return _only_gradient((gradient * logits).sum())
+
+
+def _products(rows: Tensor, others: Tensor) -> Tensor:
+    return einsum(rows, others, "b d, k d -> b k")
 
 
 class VMFMixture(nn.Module):
@@ -112,8 +125,8 @@ class VMFMixture(nn.Module):
         return self.logits.log_softmax(0) + log_density
 
     def _cosines(self, z: Tensor) -> Tensor:
-        means = F.normalize(self.means, dim=-1)
-        return einsum(F.normalize(z, dim=-1, eps=1e-6), means.to(z.dtype), "b d, k d -> b k")
+        means = F.normalize(self.means, dim=-1).to(z.dtype)
+        return in_full_precision(_products, F.normalize(z, dim=-1, eps=1e-6), means)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log r(z) in nats, (B, d) to (B,).
@@ -148,24 +161,27 @@ class VMFMixture(nn.Module):
         the mean over all rows; concentrations and weights move by ratios.
 
         Args:
-            z: rows (B, d) as for ``log_prob``; no gradient reaches them.
+            z: rows (B, d) as for ``log_prob``; no gradient reaches them. Under several processes
+                as many in each: the parameters are fitted to all of them.
 
         Returns:
-            A 0-dim tensor.
+            A 0-dim tensor. Its gradient, averaged over the processes, is that of all rows.
         """
         z = _checked(z.detach(), self.dim, "embeddings")
         with full_precision(z.device):
             cosines = self._cosines(z)
             responsibility = self._log_joint(cosines).detach().softmax(1)
-            count, even = responsibility.sum(0), z.shape[0] / len(self.logits)
+            # of all processes' rows: nothing below is linear in them
+            share = mean_over_processes(responsibility.mean(0))
             # a component with few rows learns slowly rather than from next to nothing
-            pace = count / count.clamp(min=even)
-            mean_cosine = (responsibility * cosines).sum(0) / count.clamp(min=1e-30)
+            pace = share / share.clamp(min=1 / len(self.logits))
+            mean_cosine = _of_all_processes((responsibility * cosines).mean(0))
+            mean_cosine = mean_cosine / share.clamp(min=1e-30)
             length = mean_cosine.detach().clamp(0, 1)
             # both lengths as concentrations, where one step is as good as another
             excess = _relative(self._concentration(self._lengths()), self._concentration(length))
             loss = pace * (excess * self.concentrations.log() - mean_cosine)
-            return _weights_loss(self.logits, count / z.shape[0]) + _only_gradient(loss.sum())
+            return _weights_loss(self.logits, share) + _only_gradient(loss.sum())
 
     def _lengths(self) -> Tensor:
         """Mean resultant length A_d(kappa_k) of each component, (K,), without gradient."""
@@ -273,7 +289,8 @@ class PrototypeMarginal(nn.Module):
         """
         with full_precision(scores.device):
             codes = self._codes(scores)
-            return einsum(codes, self.logits.log_softmax(0).to(codes.dtype), "b k, k -> b")
+            log_r = self.logits.log_softmax(0).to(codes.dtype)
+            return in_full_precision(_products, codes, log_r[None]).squeeze(1)
 
     def forward(self, scores: Tensor) -> Tensor:
         """``log_prob``."""
@@ -283,9 +300,11 @@ class PrototypeMarginal(nn.Module):
         """A loss whose gradient fits r to the mean code; its value is 0.
 
         The gradient of the bound, rescaled to order 1 whatever K (ours). None reaches the scores.
+        Under several processes, as many rows in each, the mean is over all of them.
         """
         with full_precision(scores.device):
-            return _weights_loss(self.logits, self._codes(scores.detach()).mean(0))
+            codes = self._codes(scores.detach())
+            return _weights_loss(self.logits, mean_over_processes(codes.mean(0)))
 
 
 def entropy_bound(z: Tensor, marginal: VMFMixture | PrototypeMarginal) -> Tensor:

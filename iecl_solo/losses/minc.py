@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from iecl_solo.entropy import full_precision
+from iecl_solo.entropy import full_precision, in_full_precision
 from iecl_solo.errors import IECLError
-from iecl_solo.losses.features import check_mu, checked_pair, scale_features
+from iecl_solo.losses.features import (
+    check_mu,
+    checked_pair,
+    mean_over_processes,
+    scale_features,
+)
 
 
 def cosine_decay(base: float, final: float, progress: float) -> float:
@@ -23,13 +27,6 @@ def cosine_decay(base: float, final: float, progress: float) -> float:
     [0.9, 0.945, 0.99]
     """
     return final - (final - base) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
-
-
-def _mean_over_processes(matrix: Tensor) -> Tensor:
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(matrix)
-        matrix /= dist.get_world_size()
-    return matrix
 
 
 class MINCLoss(nn.Module):
@@ -117,7 +114,7 @@ class MINCLoss(nn.Module):
     def _update(self, query: Tensor, progress: float) -> None:
         moment = query.T @ query / len(query)
         if self.gather_distributed:
-            moment = _mean_over_processes(moment)
+            moment = mean_over_processes(moment)
         decay = cosine_decay(self.base_decay, self.final_decay, progress)
         # one overflow that a gradient scaler skips must not stay in the average for good
         weight = (1 - decay) * moment.isfinite().all().to(self.moving_weight.dtype)
@@ -145,10 +142,14 @@ class MINCLoss(nn.Module):
             raise IECLError(
                 f"features of {query.shape[1]} dimensions: {len(self.moving_moment)} are needed"
             )
-        with full_precision(query.device):
-            query, target = scale_features(query, self.mu), scale_features(target.detach(), self.mu)
-            if self.training:
+        query, target = scale_features(query, self.mu), scale_features(target.detach(), self.mu)
+        if self.training:
+            with full_precision(query.device):
                 self._update(query.detach(), progress)
+        moment = self.second_moment.to(query.dtype)
+
+        def loss(query: Tensor) -> Tensor:
             attraction = (query * target).sum(1).mean()
-            repulsion = (query @ self.second_moment.to(query.dtype) * query).sum(1).mean()
-            return repulsion - 2 * attraction
+            return (query @ moment * query).sum(1).mean() - 2 * attraction
+
+        return in_full_precision(loss, query)

@@ -97,6 +97,7 @@ class CLIMB(Objective):
         "entropy_bound": ("upper bound on H(Z)", "nats"),
         "coding_rate": ("coding rate of Z", "nats"),
     }
+    shown = ("entropy_bound", "coding_rate")
 
     def __init__(
         self,
@@ -139,10 +140,10 @@ class CLIMB(Objective):
         """The bound on H(Z), what fits r to Z, and Z's coding rate for the log.
 
         ``entropy_bound`` moves the networks and not r; ``fit`` moves r and not the networks, at a
-        pace that does not depend on beta. The bound is a mean over the batch, so under DDP the
-        processes' gradients average to that of the whole batch. ``coding_rate`` is over the
-        batches of all processes: IE-CL's H(Z') by its default estimator, to compare with. All in
-        float32, whatever the autocast.
+        pace that does not depend on beta. Under DDP the processes' gradients average to that of the
+        whole batch: the bound is a mean over it, and the fit takes all processes' rows.
+        ``coding_rate`` is over the batches of all processes: IE-CL's H(Z') by its default
+        estimator, to compare with. All in float32, whatever the autocast.
         """
         z = of_views(made.online, self.crops)
         terms = {"coding_rate": Term(self._coding_rate(z), 0.0)}

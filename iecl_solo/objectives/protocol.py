@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from iecl_solo.entropy import gaussian_kl
 from iecl_solo.errors import IECLError
 
 #: Which network a view is about to enter. A host without a momentum network has only "online".
@@ -123,17 +124,33 @@ class Objective(nn.Module):
         Config: the dataclass that the config block is checked against.
         labels: by term, what a report calls it and its unit; a term that is not here goes by its
             own name.
+        shown: terms worth a place on the line that a run prints for each epoch.
+        query: what the query's embeddings are called, in H(...).
     """
 
     name: ClassVar[str]
     Config: ClassVar[type[Any]]
     labels: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    shown: ClassVar[tuple[str, ...]] = ()
+    query: ClassVar[str] = "Z"
     views: Views
 
     @property
     def parametrizes(self) -> bool:
         """Whether the host's networks are to be spectrally normalised layer by layer."""
         return False
+
+    @property
+    def transformer(self) -> nn.Module | None:
+        """What it learns to make of a view, (B, C, H, W) to the same; None if it learns nothing."""
+        return None
+
+    def divergence(self, query: Tensor, anchor: Tensor) -> Tensor:
+        """How far the query's embeddings are from the anchor's, in nats per dimension, for the log.
+
+        Default: KL of the two as Gaussians with diagonal covariance.
+        """
+        return gaussian_kl(query, anchor, covariance="diagonal") / query.shape[1]
 
     @property
     def lr_multiplier(self) -> float:
@@ -160,6 +177,9 @@ class Objective(nn.Module):
             network: the online network.
         """
         return {}
+
+    def before_optimizer_step(self) -> None:
+        """Called when the gradients of a step are complete and unscaled. Default: nothing."""
 
 
 def warmup(epoch: float, epochs: float) -> float:

@@ -130,7 +130,8 @@ class Results:
     def unlabelled(self) -> bool:
         """Whether the runs had no labels, so that none has an accuracy."""
         configs = [config.get("data") or {} for config in self.configured["config"]]
-        return bool(configs) and all(data.get("no_labels") for data in configs)
+        accuracies = self.runs["measure"].str.contains("_acc").any()
+        return bool(configs) and all(d.get("no_labels") for d in configs) and not accuracies
 
     @cached_property
     def against(self) -> dict[str, str | None]:

@@ -68,7 +68,8 @@ def summarize(values: ArrayLike) -> Summary:
         values: one number a seed; NaN and infinities are left out, and ``n`` says how many stayed.
 
     Returns:
-        NaN for the standard deviation and the interval of fewer than two numbers.
+        NaN for the standard deviation and the interval of fewer than two numbers, and for the
+        interval of equal ones: without a spread the t test knows nothing.
 
     Example:
         >>> three = summarize([90.0, 91.0, 92.0])
@@ -83,7 +84,7 @@ def summarize(values: ArrayLike) -> Summary:
     if n < 2:
         return Summary(n, mean, math.nan, math.nan, math.nan)
     if _equal(array):
-        return Summary(n, mean, 0.0, mean, mean)
+        return Summary(n, mean, 0.0, math.nan, math.nan)
     interval = stats.ttest_1samp(array, 0.0).confidence_interval(CONFIDENCE)
     return Summary(n, mean, float(array.std(ddof=1)), float(interval.low), float(interval.high))
 

@@ -42,9 +42,15 @@ NAMES = {
     "uniformity": ("uniformity of the features (lower is better)", "nats"),
     "alignment": ("alignment of an image's views (lower is better)", ""),
     "host_loss": ("the host's own loss", ""),
+    "delta_h_contrast": ("ΔH from contrast", "nats per dimension"),
+    "delta_h_beyond_contrast": ("ΔH beyond contrast", "nats per dimension"),
+    "conditional_entropy": ("H(X′ | X) of SAIB", "nats per noise dimension"),
+    "budget": ("SAIB's mean step", "deviations"),
+    "patch_kl": ("KL of the views' patches", "nats per dimension"),
     "seconds_per_step": ("time of a step", "s"),
     "parameters": ("parameters", ""),
-    "peak_memory_bytes": ("peak memory", "MiB"),
+    "peak_memory_bytes": ("peak memory of a training", "MiB"),
+    "peak_tensor_bytes": ("peak memory of a step's tensors", "MiB"),
     "flops": ("computation of a step", "GFLOP"),
     "time_ratio": ("step time, × baseline", ""),
     "memory_ratio": ("peak memory, × baseline", ""),
@@ -55,7 +61,7 @@ NAMES = {
 #: Measures of cost, as the cost table has them.
 COST = (
     *("time_ratio", "memory_ratio", "flops_ratio", "parameters_ratio"),
-    *("seconds_per_step", "peak_memory_bytes", "flops", "parameters"),
+    *("seconds_per_step", "peak_memory_bytes", "peak_tensor_bytes", "flops", "parameters"),
 )
 _QUARTILES = ("time_ratio_low", "time_ratio_high")
 
@@ -127,7 +133,8 @@ def better(measure: str) -> int:
 
 def shown(measure: str, value: float) -> float:
     """The value in the unit that it is shown in."""
-    return value / {"peak_memory_bytes": 2**20, "flops": 1e9}.get(measure, 1)
+    units = {"peak_memory_bytes": 2**20, "peak_tensor_bytes": 2**20, "flops": 1e9}
+    return value / units.get(measure, 1)
 
 
 def number(measure: str, value: float, spread: float = math.nan, sign: bool = False) -> str:

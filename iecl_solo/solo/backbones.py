@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial, wraps
+from functools import partial
 from typing import Any
 
 import timm
@@ -78,69 +77,6 @@ def timm_backbone(
     return model
 
 
-def _register_on_cfg_host(host: Host, objectives: Sequence[str]) -> None:
-    registry: dict[str, Any] = host.base_method._BACKBONES  # type: ignore[attr-defined]
-    for name in timm.list_models():
-        registry[PREFIX + name] = partial(timm_backbone, name=name)
-    # the host chooses the ViT by the method's name (MoCo v3 has its own): an objective's prefix
-    # must not change the network
-    prefixes = tuple(f"{name}_" for name in objectives)
-    for name, constructor in list(registry.items()):
-        if not name.startswith(PREFIX):
-            registry[name] = _without_prefix(constructor, prefixes)
-
-
-def _without_prefix(constructor: Any, prefixes: tuple[str, ...]) -> Any:
-    @wraps(constructor)
-    def build(method: Any = None, *args: Any, **kwargs: Any) -> nn.Module:
-        for prefix in prefixes:
-            method = str(method).removeprefix(prefix) if method is not None else None
-        return constructor(method, *args, **kwargs)
-
-    return build
-
-
-def _register_on_kwargs_host(host: Host) -> None:
-    """1.0.2 keeps its backbones in a dict inside ``BaseMethod.__init__``: there is no registry.
-
-    The dict is read from ``solo.utils.backbones`` at each call, so for a timm name, and only
-    then, one of its entries stands for the timm model while ``__init__`` runs.
-    """
-    base: Any = host.base_method
-    module = host.import_module("utils.backbones")
-    base._SUPPORTED_ENCODERS.extend(PREFIX + n for n in timm.list_models())
-    original, stand_in = base.__init__, "vit_tiny"
-
-    @wraps(original)
-    def init(self: Any, encoder: str, *args: Any, **kwargs: Any) -> None:
-        if not encoder.startswith(PREFIX):
-            original(self, encoder, *args, **kwargs)
-            return
-        constructor = getattr(module, stand_in)
-        setattr(module, stand_in, partial(timm_backbone, name=encoder.removeprefix(PREFIX)))
-        try:
-            original(self, stand_in, *args, **kwargs)
-        finally:
-            setattr(module, stand_in, constructor)
-        # not the timm name: the host looks for "resnet" in it, to treat torchvision's
-        self.encoder_name = "timm"
-
-    base.__init__ = init
-
-
-def register_backbones(host: Host, objectives: Sequence[str]) -> None:
-    """Make ``timm/<name>`` a backbone name of the host, for its own methods too.
-
-    Args:
-        host: the solo-learn in use.
-        objectives: prefixes of method names that must not change the host's choice of network.
-    """
-    if host.takes_cfg:
-        _register_on_cfg_host(host, objectives)
-    else:
-        _register_on_kwargs_host(host)
-
-
 def build_backbone(host: Host, name: str, *, method: str, cifar: bool, **kwargs: Any) -> nn.Module:
     """The network that a method of the host trains, on its own and without its last layer.
 
@@ -158,18 +94,8 @@ def build_backbone(host: Host, name: str, *, method: str, cifar: bool, **kwargs:
         raise unknown_name("backbone", name, host.backbones)
     if name.startswith(PREFIX):
         return timm_backbone(method, name=name.removeprefix(PREFIX), **kwargs)
-    if host.takes_cfg:
-        constructor: Any = partial(host.backbones[name], method)
-    elif name.startswith("resnet"):
-        import torchvision
-
-        constructor = getattr(torchvision.models, name)
-    else:
-        constructor = getattr(host.import_module("utils.backbones"), name)
-        if "swin" in name and cifar:
-            kwargs["window_size"] = 4
     try:
-        network = constructor(**kwargs)
+        network: Any = host.network(name, method, cifar=cifar, **kwargs)
     except TypeError as error:
         raise IECLError(f"backbone {name}: {error}") from None
     if name.startswith("resnet"):

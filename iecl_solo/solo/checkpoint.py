@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from iecl_solo.lipschitz import plain_weights
 
 _COMPILED = "_orig_mod."  # what torch.compile(module) puts into the names of its parameters
 _PARAMETRIZED = ".parametrizations."
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")  # how torch's message names a class that it did not load
 
 
 def _parametrized_keys(state: Iterable[str], network: str, block: str) -> dict[str, str]:
@@ -62,22 +64,61 @@ def from_plain(
             state[key] = state.pop(bare)
 
 
+def _check_sums(file: Path) -> None:
+    """Raise for a file of which a byte has changed: torch writes each tensor's CRC-32, reads none.
+
+    Files of before torch 1.6 are no archives and have no sums.
+    """
+    if not zipfile.is_zipfile(file):
+        with file.open("rb") as opened:
+            start = opened.read(2)
+        if start in (b"", b"PK"):
+            raise zipfile.BadZipFile("it is cut off" if start else "it is empty")
+        return
+    with zipfile.ZipFile(file) as archive:
+        broken = archive.testzip()
+    if broken is not None:
+        raise zipfile.BadZipFile(f"{broken.partition('/')[2]} is not what was written")
+
+
+def _reason(error: Exception) -> str:
+    """Why torch refused a file, without its advice to let the file run code."""
+    said = str(error)
+    if isinstance(error, pickle.UnpicklingError) and (name := _GLOBAL.search(said)):
+        return f"it holds a {name[1]}, and only tensors and plain values are read from a file"
+    if isinstance(error, pickle.UnpicklingError):
+        return "what it holds is damaged"
+    return said.splitlines()[0] if said else type(error).__name__
+
+
+def _not_finite(state: Mapping[str, Any]) -> str | None:
+    """The first tensor that holds a NaN or an infinity."""
+    tensors = ((k, v) for k, v in state.items() if isinstance(v, Tensor) and v.is_floating_point())
+    return next((k for k, v in tensors if not bool(v.isfinite().all())), None)
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint's contents, under ``weights_only=True`` and on the CPU.
 
     Raises:
-        IECLError: one line, for a file that is missing, truncated or no checkpoint.
+        IECLError: one line, for a file that is missing, truncated, damaged in any byte or no
+            checkpoint, and for a model that is not finite.
     """
     file = Path(path)
     if not file.is_file():
         raise IECLError(f"checkpoint {path}: no such file")
     try:
+        _check_sums(file)
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError) as e:
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise IECLError(f"checkpoint {path}: cannot be read ({reason})") from None
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+    except Exception as error:  # damaged bytes make torch and zipfile raise almost anything
+        raise IECLError(f"checkpoint {path}: it cannot be read ({_reason(error)})") from None
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise IECLError(f"checkpoint {path}: it holds no 'state_dict', so it is not solo-learn's")
+    if name := _not_finite(checkpoint["state_dict"]):
+        raise IECLError(
+            f"checkpoint {path}: {name} is not finite: the training diverged, so that there is "
+            "nothing to use; an earlier checkpoint or a new run with a smaller optimizer.lr may do"
+        )
     return checkpoint
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,26 +12,36 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from iecl_solo.entropy import coding_rate
+from iecl_solo.objectives.protocol import Side
 from iecl_solo.solo.host import Host
 from iecl_solo.solo.wrapper import find_embedder, objectives
 
+#: What a view is to the loss: the query, the anchor, or neither and then as it is.
+Role = Literal["query", "anchor", "raw"]
+
 
 @torch.no_grad()
-def embed(model: LightningModule, host: Host, x: Tensor, *, query: bool = False) -> Tensor:
+def embed(model: LightningModule, host: Host, x: Tensor, role: Role = "raw") -> Tensor:
     """L2-normalised embeddings (B, d) of views (B, 3, H, W), as the method's loss would see them.
 
     Args:
         model: a method of the host, or its twin.
         host: the solo-learn in use.
         x: the views.
-        query: whether they are the query, which the twin transforms first.
+        role: the query goes through the online network, the anchor through the momentum network
+            where there is one, and both through the transforms that stand there; a raw view goes
+            through the online network alone.
     """
-    if query:
+    momentum = hasattr(model, host.momentum) and find_embedder(model, "momentum") is not None
+    side: Side = "momentum" if role == "anchor" and momentum else "online"
+    if role != "raw":
         for objective in objectives(model).values():
-            x = objective.transform(x, objective.views.query[0], "online")
-    path = find_embedder(model, "online")
+            views = objective.views
+            view = (views.query if role == "query" else views.anchor)[0]
+            x = objective.transform(x, view, side)
+    path = find_embedder(model, side)
     assert path is not None  # every method with a twin has one
-    features = getattr(model, host.online)(x)
+    features = getattr(model, host.momentum if side == "momentum" else host.online)(x)
     return F.normalize(model.get_submodule(path)(features).float(), dim=-1)
 
 
@@ -48,7 +59,7 @@ def query_entropy(
     """
     model = model.cpu().eval()
     values = [
-        coding_rate(embed(model, host, views[1], query=True))
+        coding_rate(embed(model, host, views[1], "query"))
         for _, views, _ in islice(loader, max_batches)
     ]
     return float(torch.stack(values).mean())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,26 @@ def _projector(features_dim: int, config: Any) -> nn.Sequential:
         nn.ReLU(),
         nn.Linear(config.proj_hidden_dim, config.proj_output_dim),
     )
+
+
+def _flag(word: str) -> bool:
+    if word.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{word!r} is not allowed, true or false is")
+    return word.lower() == "true"
+
+
+def _argument(hint: Any) -> dict[str, Any]:
+    """How argparse reads an option of this type.
+
+    >>> _argument(float | None), _argument(list[int])
+    ({'type': <class 'float'>}, {'type': <class 'int'>, 'nargs': '*'})
+    """
+    given = [kind for kind in get_args(hint) if kind is not type(None)]
+    if get_origin(hint) is list:
+        return {"type": given[0], "nargs": "*"}
+    if given:  # X | None
+        return _argument(given[0])
+    return {"type": _flag if hint is bool else hint}
 
 
 def host_method(method_class: type[Method]) -> type:
@@ -53,14 +73,12 @@ def host_method(method_class: type[Method]) -> type:
     name, options = method_class.name, fields(method_class.Config)
 
     class HostMethod(base):
+        Config = method_class.Config
+
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            if host.takes_cfg:
-                super().__init__(*args, **kwargs)
-                block = self.cfg[_BLOCK]
-            else:
-                block = {f.name: kwargs.pop(f.name) for f in options if f.name in kwargs}
-                super().__init__(*args, **kwargs)
-            config = parse_block(_BLOCK, method_class.Config, block)
+            given = host.unpack(type(self), args, kwargs, {_BLOCK: [f.name for f in options]})
+            super().__init__(*given.args, **given.kwargs)
+            config = parse_block(_BLOCK, method_class.Config, given.blocks[_BLOCK])
             self.projector = _projector(self.features_dim, config)
             if method_class.momentum:
                 self.momentum_projector = _projector(self.features_dim, config)
@@ -78,9 +96,13 @@ def host_method(method_class: type[Method]) -> type:
         def add_model_specific_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
             parser = base.add_model_specific_args(parser)
             group = parser.add_argument_group(name)
+            hints, defaults = get_type_hints(method_class.Config), method_class.Config()
             for option in options:
-                of_number = float if "float" in str(option.type) else int
-                group.add_argument(f"--{option.name}", type=of_number, default=option.default)
+                group.add_argument(
+                    f"--{option.name}",
+                    default=getattr(defaults, option.name),
+                    **_argument(hints[option.name]),
+                )
             return parser
 
         @property

@@ -14,9 +14,7 @@ from iecl_solo.methods.spectral import Spectral
 from iecl_solo.objectives.climb import CLIMB
 from iecl_solo.objectives.iecl import IECL
 from iecl_solo.objectives.protocol import Objective
-from iecl_solo.solo.backbones import register_backbones
 from iecl_solo.solo.config import dump_block, parse_block, plain
-from iecl_solo.solo.data import register_saib_augmentation
 from iecl_solo.solo.host import find_host
 from iecl_solo.solo.method import host_method
 from iecl_solo.solo.wrapper import REFUSED, with_objective
@@ -37,11 +35,11 @@ def register() -> None:
     Raises:
         HostNotFound: when there is no solo-learn.
     """
+    # first: importing solo registers, by the note that on_import left
+    host = find_host()
     if _registered:
         return
-    host = find_host()
-    register_backbones(host, [objective.name for objective in OBJECTIVES])
-    register_saib_augmentation(host)
+    host.register([objective.name for objective in OBJECTIVES])
     for method in WHOLE:
         _add(method.name, host_method(method))
     for name, host_class in list(host.methods.items()):
@@ -90,6 +88,20 @@ def term_label(logged: str) -> tuple[str, str] | None:
     return None
 
 
+def query_name(objectives: list[str]) -> str:
+    """What a method that carries these objectives calls the query's embeddings.
+
+    >>> query_name([])
+    'Z'
+    """
+    return next((o.query for o in OBJECTIVES if o.name in objectives and o.query != "Z"), "Z")
+
+
+def shown_terms() -> list[str]:
+    """Names, as they are logged over an epoch, of the terms that a run's line shows."""
+    return [f"train_{o.name}_{term}_epoch" for o in OBJECTIVES for term in o.shown]
+
+
 def choose_objectives(cfg: DictConfig) -> None:
     """Let the key ``objectives``, where there is one, say which objectives the method carries.
 
@@ -128,13 +140,18 @@ def complete_objective(cfg: DictConfig) -> None:
         IECLError: one line for whatever the block gets wrong.
     """
     for method in WHOLE:
-        if cfg.method.rpartition("_")[2] == method.name:
+        if split_method(cfg.method)[1] == method.name:
             kwargs = parse_block("method_kwargs", method.Config, cfg.get("method_kwargs"))
             cfg.method_kwargs = dump_block(kwargs)
     for objective in OBJECTIVES:
         if objective.name in split_method(cfg.method)[0]:
             config = parse_block(objective.name, objective.Config, cfg.get(objective.name))
             cfg[objective.name] = dump_block(config)
+        elif cfg.get(objective.name) is not None:
+            raise IECLError(
+                f"{objective.name}: method '{cfg.method}' does not carry it; name it in "
+                f"objectives, or leave the block out"
+            )
 
 
 def check_method(name: str) -> None:

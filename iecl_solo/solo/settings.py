@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
+import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from iecl_solo import checks
 from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.images import SUFFIXES, image_files
+from iecl_solo.solo import schema
+from iecl_solo.solo.config import plain
 from iecl_solo.solo.host import Host
 
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "stl10": 10, "imagenet": 1000, "imagenet100": 100}
 DATASETS = (*NUM_CLASSES, "custom")
 FOLDER_DATASETS = ("imagenet", "imagenet100", "custom")
-#: Optimisers of the hosts, and the ``optimizer.kwargs`` each one takes.
-OPTIMIZERS = {
-    "sgd": ("momentum", "dampening", "nesterov"),
-    "lars": ("momentum", "dampening", "nesterov", "eta", "eps", "clip_lr", "exclude_bias_n_norm"),
-    "adam": ("betas", "eps", "amsgrad"),
-    "adamw": ("betas", "eps", "amsgrad"),
-}
-SCHEDULERS = ("warmup_cosine", "step", "none")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 _REQUIRED = [
     "method",
@@ -53,39 +49,19 @@ def host_refusals(what: str) -> Iterator[None]:
     except AssertionError as error:
         line = traceback.extract_tb(error.__traceback__)[-1].line
         raise IECLError(f"{what}: solo-learn refuses this configuration: {error or line}") from None
-    except TypeError as error:
-        raise IECLError(f"{what}: solo-learn refuses this configuration: {error}") from None
+    except IECLError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise IECLError(f"{what}: solo-learn refuses this configuration: {reason}") from error
 
 
-def check_one_of(key: str, given: Any, allowed: Any) -> None:
-    """One line, with the nearest valid name, if ``given`` is not allowed."""
-    if given not in allowed:
-        raise IECLError(f"{key}: {unknown_name('value', given, allowed)}")
-
-
-def check_optimizer(cfg: DictConfig) -> None:
-    """The optimiser is known, its numbers are numbers and its options its own."""
-    check_one_of("optimizer.name", cfg.optimizer.name, OPTIMIZERS)
-    check_number(cfg, "optimizer.lr")
-    check_number(cfg, "optimizer.weight_decay")
-    for option in cfg.optimizer.get("kwargs") or ():
-        check_one_of(
-            f"optimizer.kwargs of {cfg.optimizer.name}", option, OPTIMIZERS[cfg.optimizer.name]
-        )
+check_one_of = checks.one_of
 
 
 def check_positive_int(cfg: DictConfig, key: str, minimum: int = 1) -> None:
     """One line if ``key`` is not a whole number of at least ``minimum``."""
-    value = OmegaConf.select(cfg, key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise IECLError(f"{key}: {value!r} is not allowed, a whole number from {minimum} up is")
-
-
-def check_number(cfg: DictConfig, key: str) -> None:
-    """One line if ``key`` is not a number of at least 0."""
-    value = OmegaConf.select(cfg, key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-        raise IECLError(f"{key}: {value!r} is not allowed, a number from 0 up is")
+    checks.whole(key, OmegaConf.select(cfg, key), minimum)
 
 
 def require(cfg: DictConfig, keys: list[str] | tuple[str, ...]) -> None:
@@ -99,8 +75,23 @@ def require(cfg: DictConfig, keys: list[str] | tuple[str, ...]) -> None:
             raise IECLError(f"{key}: no value is given; add {key}=... or set it in the YAML")
 
 
-def check_image_folder(key: str, path: str | Path, *, labelled: bool = True) -> int:
-    """Number of images under a folder of classes, or of images.
+def sources(path: Any) -> list[str]:
+    """``data.train_path`` without labels: a folder, a text file of paths, or a list of these.
+
+    >>> sources("photos"), sources(["photos", "more.txt"])
+    (['photos'], ['photos', 'more.txt'])
+    """
+    return [str(p) for p in path] if isinstance(path, (list, ListConfig)) else [str(path)]
+
+
+def without_labels(cfg: DictConfig) -> bool:
+    """Whether a configuration's images are files of which no class is known."""
+    in_files = cfg.data.get("format") in (None, "image_folder")
+    return bool(cfg.data.get("no_labels")) and cfg.data.dataset in FOLDER_DATASETS and in_files
+
+
+def check_image_folder(key: str, path: str | Path) -> int:
+    """Number of images under a folder of classes.
 
     Raises:
         IECLError: one line, when the folder or one of its classes holds no image.
@@ -108,14 +99,12 @@ def check_image_folder(key: str, path: str | Path, *, labelled: bool = True) -> 
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise IECLError(f"{key}: {path}: no such folder")
-    if not labelled:
-        return len(list(folder.iterdir()))
     classes = sorted(entry for entry in folder.iterdir() if entry.is_dir())
     if not classes:
         raise IECLError(f"{key}: {path}: it holds no class folders, <class>/<image> is expected")
     total = 0
     for folder_of_class in classes:
-        images = sum(1 for f in folder_of_class.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+        images = sum(1 for f in folder_of_class.rglob("*") if f.suffix.lower() in SUFFIXES)
         if images == 0:
             raise IECLError(f"{key}: {folder_of_class}: the class holds no image")
         total += images
@@ -143,11 +132,15 @@ def check_data(cfg: DictConfig, *, full_batches: bool = True) -> None:
         full_batches: whether a batch that is not full is dropped, as in pretraining.
     """
     check_one_of("data.dataset", cfg.data.dataset, DATASETS)
-    check_positive_int(cfg, "optimizer.batch_size", 2)
     if cfg.data.dataset not in FOLDER_DATASETS or cfg.data.get("format") in ("h5", "dali"):
         return
-    labelled = not cfg.data.get("no_labels", False)
-    images = check_image_folder("data.train_path", cfg.data.train_path, labelled=labelled)
+    if without_labels(cfg):
+        try:
+            images = len(image_files(*sources(cfg.data.train_path)))
+        except IECLError as error:
+            raise IECLError(f"data.train_path: {error}") from None
+    else:
+        images = check_image_folder("data.train_path", cfg.data.train_path)
     if cfg.data.get("val_path"):
         check_image_folder("data.val_path", cfg.data.val_path)
     if full_batches and images < cfg.optimizer.batch_size:
@@ -155,6 +148,12 @@ def check_data(cfg: DictConfig, *, full_batches: bool = True) -> None:
             f"optimizer.batch_size: {cfg.optimizer.batch_size} is more than the {images} images "
             f"of data.train_path, so that no batch is ever full"
         )
+
+
+def _options(host: Host, method: str) -> set[str] | None:
+    """Names of ``method_kwargs``; None for a method that checks its own."""
+    own = method not in host.methods or hasattr(host.methods[method], "Config")
+    return None if own else host.options(method)
 
 
 def prepare_pretrain(cfg: DictConfig, host: Host) -> DictConfig:
@@ -172,71 +171,29 @@ def prepare_pretrain(cfg: DictConfig, host: Host) -> DictConfig:
     require(cfg, _REQUIRED)
     if cfg.backbone.name not in host.backbones:
         raise unknown_name("backbone", cfg.backbone.name, host.backbones)
-    check_optimizer(cfg)
-    check_one_of("scheduler.name", cfg.scheduler.name, SCHEDULERS)
-    check_positive_int(cfg, "max_epochs")
     if not isinstance(cfg.get("augmentations"), ListConfig) or not cfg.augmentations:
         raise IECLError("augmentations: a list of at least one pipeline is needed")
+    method = host.methods.get(cfg.method)
+    schema.check(plain(cfg), tuple(getattr(method, "blocks", ())))
     check_data(cfg)
     cfg.name = cfg.get("name") or f"{cfg.method}-{cfg.data.dataset}"
     for block in ("backbone.kwargs", "optimizer.kwargs", "method_kwargs", "data.val_path"):
         if OmegaConf.select(cfg, block) is None:
             OmegaConf.update(cfg, block, None if block == "data.val_path" else {})
-    require(cfg, [f"method_kwargs.{key}" for key in cfg.method_kwargs])
+    options = plain(cfg.method_kwargs)
+    if isinstance(options, dict):
+        require(cfg, [f"method_kwargs.{key}" for key in options])
+    schema.check_method_options(options, _options(host, cfg.method))
     with host_refusals(f"method '{cfg.method}'"):
-        if host.takes_cfg:
-            # main counts devices with len()
-            devices, cfg.devices = cfg.get("devices", 1), list(range(device_count(cfg)))
-            cfg = host.import_module("args.pretrain").parse_cfg(cfg)
-            cfg.devices = devices
-        else:
-            _complete_like_main(cfg)
-    return cfg
-
-
-def _complete_like_main(cfg: DictConfig) -> None:
-    """What main's ``parse_cfg`` derives, for the host that has none: one YAML, one run."""
-    defaults = {
-        "seed": 5,
-        "strategy": None,
-        "num_nodes": 1,
-        "resume_from_checkpoint": None,
-        "accumulate_grad_batches": 1,
-        "data.format": "image_folder",
-        "data.no_labels": False,
-        "data.fraction": -1,
-        "optimizer.exclude_bias_n_norm_wd": False,
-        "scheduler.lr_decay_steps": None,
-        "scheduler.min_lr": 0.0,
-        "scheduler.warmup_start_lr": 3e-5,
-        "scheduler.warmup_epochs": 10,
-        "momentum.base_tau": 0.99,
-        "momentum.final_tau": 1.0,
-        "momentum.classifier": False,
-        "knn_eval.enabled": False,
-        "knn_eval.k": 20,
-        "checkpoint.enabled": False,
-        "checkpoint.dir": "trained_models",
-        "checkpoint.frequency": 1,
-    }
-    with open_dict(cfg):
-        for key, value in defaults.items():
-            if OmegaConf.select(cfg, key) is None:
-                OmegaConf.update(cfg, key, value, force_add=True)
-        dataset = cfg.data.dataset
-        cfg.data.num_classes = NUM_CLASSES.get(dataset) or max(
-            1, sum(entry.is_dir() for entry in Path(cfg.data.train_path).iterdir())
-        )
-        large = cfg.augmentations[0].crop_size
-        crops = [(a.crop_size == large, a.num_crops) for a in cfg.augmentations]
-        cfg.data.num_large_crops = sum(n for is_large, n in crops if is_large)
-        cfg.data.num_small_crops = sum(n for is_large, n in crops if not is_large)
-        scale = cfg.optimizer.batch_size * device_count(cfg) * cfg.num_nodes / 256
-        cfg.optimizer.lr = cfg.optimizer.lr * scale
-        if cfg.data.val_path is not None:
-            cfg.optimizer.classifier_lr = cfg.optimizer.classifier_lr * scale
-        if cfg.optimizer.name in ("sgd", "lars"):
-            cfg.optimizer.kwargs.setdefault("momentum", 0.9)
+        if not without_labels(cfg):
+            return host.complete(cfg)
+        # the host takes each folder in the path for a class
+        path = cfg.data.train_path
+        with tempfile.TemporaryDirectory() as empty:
+            cfg.data.train_path = empty
+            cfg = host.complete(cfg)
+        cfg.data.train_path = path
+        return cfg
 
 
 def prepare_linear(cfg: DictConfig, host: Host) -> DictConfig:
@@ -253,28 +210,10 @@ def prepare_linear(cfg: DictConfig, host: Host) -> DictConfig:
     require(cfg, ["pretrained_feature_extractor", "data.val_path", *_REQUIRED[1:]])
     if cfg.backbone.name not in host.backbones:
         raise unknown_name("backbone", cfg.backbone.name, host.backbones)
-    check_optimizer(cfg)
-    check_positive_int(cfg, "max_epochs")
+    given = plain(cfg)
+    del given["scheduler"]["name"]  # it knows more of them than pretraining does
+    schema.check(given)
     check_data(cfg, full_batches=False)
     cfg.name = cfg.get("name") or f"linear-{cfg.data.dataset}"
     with host_refusals("linear evaluation"):
-        if host.takes_cfg:
-            devices, cfg.devices = cfg.get("devices", 1), list(range(device_count(cfg)))
-            cfg = host.import_module("args.linear").parse_cfg(cfg)
-            cfg.devices = devices
-            return cfg
-        cfg.num_nodes = cfg.get("num_nodes", 1)
-        cfg.seed = cfg.get("seed", 5)
-        cfg.data.num_classes = NUM_CLASSES.get(cfg.data.dataset) or sum(
-            entry.is_dir() for entry in Path(cfg.data.train_path).iterdir()
-        )
-        scale = cfg.optimizer.batch_size * device_count(cfg) * cfg.num_nodes / 256
-        cfg.optimizer.lr = cfg.optimizer.lr * scale
-        if cfg.optimizer.name in ("sgd", "lars"):
-            OmegaConf.update(
-                cfg,
-                "optimizer.kwargs.momentum",
-                OmegaConf.select(cfg, "optimizer.kwargs.momentum", default=0.9),
-                force_add=True,
-            )
-    return cfg
+        return host.complete_linear(cfg)

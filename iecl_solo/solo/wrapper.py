@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from iecl_solo.errors import IECLError
@@ -160,6 +159,14 @@ def objectives(model: nn.Module) -> dict[str, Objective]:
     return getattr(model, "objectives", {})
 
 
+def transforming(model: nn.Module) -> Objective | None:
+    """The first of a model's objectives that learns a transform of the views, if one does.
+
+    >>> transforming(nn.Identity())
+    """
+    return next((o for o in objectives(model).values() if o.transformer is not None), None)
+
+
 def _space(model: nn.Module) -> Space:
     """Dimensions of what the host makes of its features, found by making some."""
     embedder, prototypes = find_embedder(model, "online"), find_prototypes(model)
@@ -209,11 +216,11 @@ def with_objective(host_class: Any, *objective_classes: type[Objective]) -> type
             the transforms in this order.
 
     Returns:
-        A subclass of ``host_class`` that takes the same arguments, and reads the options of each
-        objective from the block of its name: ``cfg.iecl`` where methods take a ``cfg``, the
-        keyword argument ``iecl`` where they take keyword arguments. On the latter host
-        ``crop_size`` is read too (the images' size; 224 if it is not given). Its property
-        ``objectives`` holds them by name.
+        A subclass of ``host_class`` that takes the same arguments, or one completed configuration
+        on any host, and reads the options of each objective from the block of its name: a block
+        of ``cfg`` where methods take a ``cfg``, a keyword argument where they take keyword
+        arguments. On the latter host ``crop_size`` is read too (the images' size; 224 if it is
+        not given). Its property ``objectives`` holds them by name.
 
     Raises:
         IECLError: for a host class that cannot have it, with the reason.
@@ -237,15 +244,8 @@ def with_objective(host_class: Any, *objective_classes: type[Objective]) -> type
         blocks = tuple(classes)
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            if host.takes_cfg:
-                super().__init__(*args, **kwargs)
-                blocks = {name: self.cfg.get(name) for name in classes}
-                crop_size = OmegaConf.select(self.cfg, "augmentations[0].crop_size", default=224)
-            else:
-                blocks = {name: kwargs.pop(name, None) for name in classes}
-                crop_size = kwargs.get("crop_size", 224)
-                super().__init__(*args, **kwargs)
-            image_size = crop_size if isinstance(crop_size, int) else crop_size[0]
+            given = host.unpack(type(self), args, kwargs, dict.fromkeys(classes))
+            super().__init__(*given.args, **given.kwargs)
             if find_embedder(self, "online") is None:
                 raise IECLError(
                     f"{names}: {host_class.__name__} is refused: "
@@ -253,13 +253,13 @@ def with_objective(host_class: Any, *objective_classes: type[Objective]) -> type
                 )
             space = _space(self)
             for name, objective_class in classes.items():
-                config = parse_block(name, objective_class.Config, blocks[name])
+                config = parse_block(name, objective_class.Config, given.blocks[name])
                 views = _divide(host, self, getattr(config, "query_views", None))
                 # the host's own random stream must not move: with the objective weighing nothing,
                 # every later draw (data order, dropout) has to be the host's
                 with torch.random.fork_rng(devices=[]):
                     objective = objective_class(
-                        config, image_size, views, self._network("online"), space
+                        config, given.image_size, views, self._network("online"), space
                     )
                     if objective.parametrizes:
                         for network in self._networks:
@@ -326,6 +326,11 @@ def with_objective(host_class: Any, *objective_classes: type[Objective]) -> type
 
         def _epoch(self, batch_idx: int) -> float:
             return self.current_epoch + batch_idx / max(1, self.trainer.num_training_batches)
+
+        def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+            super().on_before_optimizer_step(optimizer)
+            for objective in self.objectives.values():
+                objective.before_optimizer_step()
 
         def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
             super().on_save_checkpoint(checkpoint)

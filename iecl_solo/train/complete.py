@@ -2,13 +2,81 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
 from omegaconf import DictConfig, OmegaConf
 
+from iecl_solo.errors import IECLError
 from iecl_solo.solo.config import parse_block
 from iecl_solo.solo.host import Host
 from iecl_solo.solo.registry import check_method, choose_objectives, complete_objective
-from iecl_solo.solo.settings import prepare_pretrain, require
+from iecl_solo.solo.settings import (
+    check_one_of,
+    check_positive_int,
+    prepare_pretrain,
+    require,
+)
 from iecl_solo.train.callbacks.entropy_monitor import MonitorConfig
+from iecl_solo.train.checks import check_accelerator, check_classes, check_loggers
+from iecl_solo.train.run import check_name
+
+#: What ``precision`` may be. Whole networks in bfloat16 or float64 are not: the hosts' losses and
+#: queues are float32.
+PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")
+# Lightning's shorter names
+_SHORT = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+# of a CPU that multiplies bfloat16 matrices at more than float32's speed
+_FAST_BF16 = ("avx512_bf16", "amx_bf16")
+
+
+def on_cpu(cfg: DictConfig) -> bool:
+    """Whether a configuration trains on the CPU of this machine."""
+    accelerator = cfg.get("accelerator") or "auto"
+    no_gpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    return accelerator == "cpu" or (accelerator == "auto" and no_gpu)
+
+
+def fast_bf16(cpu: bool) -> bool:
+    """Whether this machine's CPU, or its GPU, computes bfloat16 faster than float32."""
+    if not cpu:
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(False)
+    info = Path("/proc/cpuinfo")
+    return info.is_file() and any(flag in info.read_text().split() for flag in _FAST_BF16)
+
+
+def precision(cfg: DictConfig) -> str:
+    """The precision that a configuration trains in on this machine.
+
+    ``auto`` is bf16-mixed where the device computes it fast, 32-true elsewhere. 16-mixed on a CPU
+    is bf16-mixed, as Lightning has it.
+
+    Raises:
+        IECLError: one line, for a precision that is none of ``PRECISIONS``.
+    """
+    given = str(cfg.get("precision") or "32-true")
+    given = _SHORT.get(given, given)
+    check_one_of("precision", given, PRECISIONS)
+    cpu = on_cpu(cfg)
+    if given == "auto":
+        return "bf16-mixed" if fast_bf16(cpu) else "32-true"
+    if given == "16-mixed" and cpu:
+        print("precision: 16-mixed is bf16-mixed on a CPU, which has no float16", flush=True)
+        return "bf16-mixed"
+    return given
+
+
+def _complete_checkpoint(cfg: DictConfig) -> None:
+    """``checkpoint:`` with all its values, checked."""
+    for key, value in {"enabled": False, "frequency": 1, "every_n_steps": 0, "keep": 2}.items():
+        if cfg.checkpoint.get(key) is None:
+            cfg.checkpoint[key] = value
+    if not isinstance(cfg.checkpoint.enabled, bool):
+        given = cfg.checkpoint.enabled
+        raise IECLError(f"checkpoint.enabled: {given!r} is not allowed, true or false is")
+    check_positive_int(cfg, "checkpoint.frequency")
+    check_positive_int(cfg, "checkpoint.every_n_steps", 0)
+    check_positive_int(cfg, "checkpoint.keep")
 
 
 def complete(cfg: DictConfig, host: Host) -> DictConfig:
@@ -31,7 +99,14 @@ def complete(cfg: DictConfig, host: Host) -> DictConfig:
     require(cfg, ["method"])
     choose_objectives(cfg)
     check_method(cfg.method)
+    if cfg.get("name"):
+        cfg.name = check_name(cfg.name)
     cfg = prepare_pretrain(cfg, host)
+    check_accelerator(cfg)
+    check_loggers(cfg)
+    check_classes(cfg)
     complete_objective(cfg)
+    cfg.precision = precision(cfg)
+    _complete_checkpoint(cfg)
     parse_block("monitor", MonitorConfig, cfg.get("monitor"))
     return cfg

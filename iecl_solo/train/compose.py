@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.errors import IECLError
+from iecl_solo.train.packaged import check_packaged
 
-PACKAGED = "pkg://iecl_solo.configs"
-
-
-def packaged_configs(folder: str) -> list[str]:
-    """Names that ``--config-name`` takes for a command whose configs are in ``folder``."""
-    root = Path(str(files("iecl_solo.configs"))) / folder
-    names = (p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml"))
-    return sorted(name for name in names if name.rpartition("/")[2] != "base")
+_BLOCKS = ("objectives=", "monitor.", "evaluation.", "compare.", "settings.", "axes.", "arms.")
 
 
 @contextmanager
-def _own_hydra() -> Iterator[None]:
+def own_hydra() -> Iterator[None]:
     """Hydra anew within one of Hydra's own jobs."""
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
@@ -34,6 +27,20 @@ def _own_hydra() -> Iterator[None]:
         GlobalHydra.instance().clear()
         if outer is not None:
             GlobalHydra.instance().initialize(outer)
+
+
+def optional(overrides: Sequence[str]) -> list[str]:
+    """Overrides of blocks that a YAML need not have, so that KEY=VALUE works without Hydra's "+".
+
+    They are the objectives' own, and those of the commands.
+
+    >>> optional(["iecl.beta=1", "seed=3"])
+    ['++iecl.beta=1', 'seed=3']
+    """
+    from iecl_solo.solo.registry import OBJECTIVES
+
+    blocks = (*(f"{objective.name}." for objective in OBJECTIVES), *_BLOCKS)
+    return [f"++{o}" if o.startswith(blocks) else o for o in overrides]
 
 
 def compose_pretrain(config: str, method: str, overrides: list[str]) -> DictConfig:
@@ -49,16 +56,14 @@ def compose_pretrain(config: str, method: str, overrides: list[str]) -> DictConf
     """
     path = Path(config).expanduser().resolve()
     source: initialize_config_dir | initialize_config_module
-    with _own_hydra():
+    with own_hydra():
         if path.suffix in (".yaml", ".yml"):
             if not path.is_file():
                 raise IECLError(f"{config}: no such file")
             source, name = initialize_config_dir(str(path.parent), version_base="1.3"), path.stem
         else:
-            packaged = packaged_configs("pretrain")
-            if f"{config}/{method}" not in packaged:
-                raise unknown_name("config", f"{config}/{method}", packaged)
+            check_packaged("pretrain", f"{config}/{method}")
             source = initialize_config_module("iecl_solo.configs", version_base="1.3")
             name = f"pretrain/{config}/{method}"
         with source:
-            return compose(name, overrides=overrides)
+            return compose(name, overrides=optional(overrides))

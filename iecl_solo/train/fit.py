@@ -2,43 +2,66 @@
 
 from __future__ import annotations
 
+import copy
+import errno
 import inspect
-import sys
-import time
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, Logger
 from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import DataLoader
 
+from iecl_solo.errors import CannotWrite, IECLError
 from iecl_solo.solo.build import build_model
 from iecl_solo.solo.checkpoint import read_checkpoint
 from iecl_solo.solo.config import parse_block, plain
 from iecl_solo.solo.data import evaluation_datasets, evaluation_loader, pretrain_loader
 from iecl_solo.solo.host import Host, find_host
 from iecl_solo.solo.settings import device_count
+from iecl_solo.train.callbacks.checkpoints import Checkpoints, progress_of
 from iecl_solo.train.callbacks.cost import CostMonitor
 from iecl_solo.train.callbacks.entropy_monitor import EntropyMonitor, MonitorConfig
 from iecl_solo.train.callbacks.epoch_line import EpochLine
-from iecl_solo.train.callbacks.seed import EpochSeed, seed_epoch
-from iecl_solo.train.complete import complete
+from iecl_solo.train.callbacks.finite import Finite
+from iecl_solo.train.callbacks.history import History
+from iecl_solo.train.callbacks.seed import StepSeed
+from iecl_solo.train.complete import complete, on_cpu, precision
+from iecl_solo.train.keep import KeptCheckpoints, read_newest
+from iecl_solo.train.order import seed_all, seeded
+from iecl_solo.train.processes import in_processes, launched, ranks
 from iecl_solo.train.run import Run, versions
+from iecl_solo.train.stop import Signals, Stopped, requeue
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# what Lightning needs of a checkpoint in order to go on
+_RESUMABLE = ("state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers")
 
 
-def loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
-    """CSV unless it is switched off, TensorBoard and W&B if they are switched on."""
+def loggers(cfg: DictConfig, folder: Path, wandb_id: str | None = None) -> list[Logger]:
+    """CSV unless it is switched off, TensorBoard and W&B if they are switched on.
+
+    Each is told the whole configuration.
+
+    Args:
+        cfg: completed.
+        folder: where they write.
+        wandb_id: of a run that W&B may know already, and goes on with.
+    """
     out: list[Logger] = []
     if OmegaConf.select(cfg, "csv.enabled", default=True):
-        out.append(CSVLogger(folder, name="logs"))
+        # a row is on the disk when it is logged: a kill takes none
+        out.append(CSVLogger(folder, name="logs", flush_logs_every_n_steps=1))
     if OmegaConf.select(cfg, "tensorboard.enabled", default=False):
         from lightning.pytorch.loggers import TensorBoardLogger
 
-        out.append(TensorBoardLogger(folder, name="tensorboard"))
+        out.append(TensorBoardLogger(folder, name="tensorboard", default_hp_metric=False))
     if OmegaConf.select(cfg, "wandb.enabled", default=False):
         from lightning.pytorch.loggers import WandbLogger
 
@@ -49,8 +72,12 @@ def loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
                 entity=cfg.wandb.get("entity"),
                 offline=cfg.wandb.get("offline", False),
                 save_dir=folder,
+                id=wandb_id,
+                resume="allow",
             )
         )
+    for logger in out:
+        logger.log_hyperparams(plain(cfg))
     return out
 
 
@@ -60,9 +87,8 @@ def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
     given = plain(cfg)
     kwargs = {name: given[name] for name in allowed if given.get(name) is not None}
     kwargs.setdefault("log_every_n_steps", 10)
-    accelerator = kwargs.get("accelerator", "auto")
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
-    if on_cpu:  # it counts processes there and refuses a list of indices
+    kwargs["precision"] = precision(cfg)
+    if on_cpu(cfg):  # it counts processes there and refuses a list of indices
         kwargs["devices"] = device_count(cfg)
     if device_count(cfg) == 1 and kwargs.get("num_nodes", 1) == 1:
         # a process group of one costs its start-up and gives nothing
@@ -73,14 +99,46 @@ def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
 
 @contextmanager
 def _interruptible(trainer: Trainer) -> Iterator[None]:
-    """Ctrl-C stays a KeyboardInterrupt; Lightning exits or returns, by version."""
+    """A signal stays what it was; Lightning exits or returns, by version."""
+    stopped: BaseException | None = None
     try:
         yield
-    except SystemExit:
+    except SystemExit as error:
         if not trainer.interrupted:
             raise
+        stopped = error.__context__
     if trainer.interrupted:
-        raise KeyboardInterrupt
+        raise stopped if isinstance(stopped, KeyboardInterrupt) else KeyboardInterrupt
+
+
+def _check_resumable(model: LightningModule, checkpoint: dict[str, Any], path: Path) -> None:
+    """Raises: IECLError, one line, when Lightning could not go on from a checkpoint."""
+    missing = [key for key in _RESUMABLE if key not in checkpoint]
+    if missing:
+        raise IECLError(f"checkpoint {path}: it holds no '{missing[0]}' to go on with")
+    state = dict(checkpoint["state_dict"])
+    model.on_load_checkpoint({**checkpoint, "state_dict": state})
+    own = model.state_dict()
+    for what, names in (("misses", own.keys() - state.keys()), ("adds", state.keys() - own.keys())):
+        if names:
+            raise IECLError(
+                f"checkpoint {path}: it is of another model ({what} {len(names)} tensors, the "
+                f"first is {min(names)})"
+            )
+
+
+def _validation(cfg: DictConfig, host: Host) -> DataLoader | None:
+    if cfg.data.val_path is None or cfg.data.no_labels:
+        return None
+    _, dataset = evaluation_datasets(
+        host,
+        cfg.data.dataset,
+        cfg.data.train_path,
+        cfg.data.val_path,
+        image_size=cfg.augmentations[0].crop_size,
+        data_format=cfg.data.format,
+    )
+    return evaluation_loader(dataset, cfg.optimizer.batch_size, cfg.data.num_workers)
 
 
 def fit(
@@ -93,68 +151,99 @@ def fit(
     """Train what a completed configuration says, from the run's last checkpoint if it has one.
 
     The run's folder is claimed once the model is built, so that a configuration that is refused
-    leaves none.
+    leaves none. When this returns it is still claimed; when it raises it is released.
     """
     seed_everything(cfg.seed, workers=True, verbose=False)
     model = build_model(cfg, host)
     run.claim(host)
+    try:
+        return model, _fit(cfg, host, run, model, callbacks or [])
+    except BaseException:
+        run.release()
+        raise
+
+
+def _fit(
+    cfg: DictConfig, host: Host, run: Run, model: LightningModule, callbacks: list[Callback]
+) -> Trainer:
     if OmegaConf.select(cfg, "performance.compile", default=False):
         getattr(model, host.online).compile()
-    train = pretrain_loader(cfg, host)
-    val = None
-    if cfg.data.val_path is not None and not cfg.data.no_labels:
-        _, val_set = evaluation_datasets(
-            host,
-            cfg.data.dataset,
-            cfg.data.train_path,
-            cfg.data.val_path,
-            image_size=cfg.augmentations[0].crop_size,
-            data_format=cfg.data.format,
-        )
-        val = evaluation_loader(val_set, cfg.optimizer.batch_size, cfg.data.num_workers)
-    keep: list[Callback] = [EpochSeed(cfg.seed), *(callbacks or [])]
-    if cfg.checkpoint.enabled:
-        keep.append(
-            ModelCheckpoint(
-                run.folder,
-                filename=run.checkpoint.stem,
-                every_n_epochs=cfg.checkpoint.frequency,
-                save_on_train_epoch_end=True,
-                enable_version_counter=False,
-            )
-        )
+    train, order = seeded(pretrain_loader(cfg, host), cfg.seed)
+    given = cfg.get("resume_from_checkpoint")
+    found = read_newest(run.checkpoint)
+    if given is not None and found is None:
+        found = Path(given), read_checkpoint(given)
+    epoch, batches = 0, 0
+    if found is not None:
+        _check_resumable(model, found[1], found[0])
+        epoch, batches = progress_of(found[1])
+    order.resume(epoch, batches)
+    signals = Signals()
+    keep: list[Callback] = [StepSeed(cfg.seed), *callbacks, Finite(lambda: run.kept)]
     if OmegaConf.select(cfg, "wandb.enabled", default=False):
         keep.append(LearningRateMonitor("step"))
     monitor = parse_block("monitor", MonitorConfig, cfg.get("monitor"))
     if monitor.every_n_epochs:
         keep.append(EntropyMonitor(host, monitor, run.folder / "monitor.csv"))
-    bar = sys.stderr.isatty()
-    if not bar:
-        keep.append(EpochLine(cfg.name))
-    resume: str | None = cfg.get("resume_from_checkpoint")
-    if resume is None and run.checkpoint.is_file():
-        resume = str(run.checkpoint)
-    first_epoch = 0
-    if resume is not None:  # a truncated file is refused in one line, before any work
-        first_epoch = int(read_checkpoint(resume).get("epoch", -1)) + 1
+    keep += [History(run.folder), EpochLine(cfg.name)]
+    if cfg.checkpoint.enabled:
+        keep.append(
+            Checkpoints(
+                run.checkpoint,
+                cfg.checkpoint.frequency,
+                OmegaConf.select(cfg, "checkpoint.every_n_steps", default=0),
+                signals,
+                lambda: not run.lost,
+            )
+        )
     trainer = Trainer(
         **trainer_arguments(cfg)
         | {
-            "logger": loggers(cfg, run.folder),
+            "logger": loggers(cfg, run.folder, run.wandb_id),
             "callbacks": keep,
+            "plugins": [
+                KeptCheckpoints(OmegaConf.select(cfg, "checkpoint.keep", default=2), found)
+            ],
             "enable_checkpointing": cfg.checkpoint.enabled,
-            "enable_progress_bar": bar,
+            "enable_progress_bar": False,
             "enable_model_summary": False,
         },
     )
-    seed_epoch(cfg.seed, first_epoch)
-    with _interruptible(trainer):
-        trainer.fit(model, train, val, ckpt_path=resume)
-    return model, trainer
+    seed_all(cfg.seed, epoch)
+    with signals.taken(), _interruptible(trainer):
+        trainer.fit(
+            model,
+            train,
+            _validation(cfg, host),
+            ckpt_path=None if found is None else str(found[0]),
+        )
+    return trainer
+
+
+def _one_line(error: Exception, run: Run) -> Exception:
+    """A disk that is full, in one line with what was kept; anything else as it is."""
+    full = isinstance(error, OSError) and error.errno in _FULL
+    if not (full or isinstance(error, CannotWrite) or "No space left on device" in str(error)):
+        return error
+    said = str(error).splitlines()[0]
+    if isinstance(error, OSError):
+        said = f"{error.filename or run.folder}: it cannot be written ({error.strerror})"
+    return IECLError(f"{said}. {run.kept}The same command goes on when there is room")
+
+
+def _rank(settings: dict[str, Any]) -> None:
+    cfg = OmegaConf.create(settings)
+    assert isinstance(cfg, DictConfig)
+    pretrain(cfg)
+    if dist.is_initialized():
+        dist.barrier()  # whoever leaves first takes the store away that the others meet at
 
 
 def pretrain(cfg: DictConfig) -> Run:
     """Pretrain a configuration, once: a finished run is left as it is.
+
+    With several devices it trains in one fresh process for each, whatever this one is: a command, a
+    launcher's worker, a notebook. Under torchrun and SLURM's tasks it is one of them itself.
 
     Args:
         cfg: in solo-learn's schema, as composed.
@@ -164,33 +253,47 @@ def pretrain(cfg: DictConfig) -> Run:
 
     Raises:
         IECLError: one line for whatever the configuration gets wrong.
+        Stopped: when a signal ended the run; it is saved.
     """
     host = find_host()
+    given = copy.deepcopy(cfg)
     cfg = complete(cfg, host)
     run = Run(cfg)
     if run.result is not None:
-        run.claim(host)  # refused if the result is of other settings
+        run.check()
         print(f"{run.folder} is trained already", flush=True)
         return run
+    devices = device_count(cfg)
+    if devices > 1 and not launched():
+        in_processes(_rank, plain(given), environments=ranks(devices, cfg.num_nodes))
+        return run
     cost = CostMonitor()
-    start = time.perf_counter()
     try:
         model, trainer = fit(cfg, host, run, callbacks=[cost])
-    except BaseException:
-        run.discard_if_empty()
-        raise
-    if trainer.is_global_zero:
+        history = next(c for c in trainer.callbacks if isinstance(c, History))  # type: ignore[attr-defined]
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
         run.finish(
             {
                 "method": cfg.method,
                 "name": cfg.name,
                 "checkpoint": str(run.checkpoint),
-                "seconds": time.perf_counter() - start,
+                "seconds": cost.seconds,
                 "device": str(model.device),
                 **cost.summary(model),
-                "metrics": metrics,
+                "metrics": history.last | metrics,
                 "versions": versions(host),
             }
         )
+    except Stopped as stopped:
+        first = os.environ.get("RANK", "0") == "0"
+        if first and stopped.number == 10 and (queued := requeue()) is not None:
+            raise Stopped(stopped.number, f"{stopped.said}; {queued}") from None
+        raise
+    except Exception as error:
+        told = _one_line(error, run)
+        if told is error:
+            raise
+        raise told from None
+    finally:
+        run.release()
     return run

@@ -56,7 +56,7 @@ def training_curves(run: Run) -> list[tuple[int, str, float]]:
             name = "host_loss"
         elif column in ("train_acc1_epoch", "val_acc1"):
             name = str(column).removesuffix("_epoch")
-        elif not (str(column).endswith("_epoch") and name.startswith(("iecl_", "climb_"))):
+        elif not is_term(str(column)):
             continue
         out += [(int(e), name, float(v)) for e, v in metrics[column].dropna().items()]  # type: ignore[call-overload]
     monitor = read_monitor(run.folder)

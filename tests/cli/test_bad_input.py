@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     good = image_folder(root / "good", images=4)
     image_folder(root / "bad_image", images=4)
     (root / "bad_image/class2/3.png").write_bytes(b"\x89PNG but no more")
+    for part in ("train", "test"):
+        image_folder(root / "above" / part, images=2)
     image_folder(root / "empty_class", images=4)
     (root / "empty_class/class9").mkdir()
     (root / "no_classes").mkdir()
@@ -135,6 +138,42 @@ CASES: list[tuple[list[str], list[str]]] = [
     (["export", RUN, "--saib", "--to", "new/saib.safetensors"], ["without a SAIB"]),
     (["export", "cut", "--to", "new/a.safetensors"], ["cannot be read"]),
     (["install-host", "--from", "no_classes"], ["no_classes"]),
+    # devices, loggers, data, paths
+    ([*TRAIN, "accelerator=gpuu"], ["accelerator", "'gpuu'", "did you mean 'gpu'"]),
+    (
+        [*TRAIN, "data.val_path=above/test", "data.train_path=above"],
+        ["data.val_path", "'class0'", "data.train_path=above/train?"],
+    ),
+    ([*TRAIN, "data.train_path=my photos (1)"], ["data.train_path='\"my photos (1)\"'"]),
+    ([*TRAIN, "data.train_path=my", "photos"], ["'photos' is no KEY=VALUE", "quoted"]),
+    ([*TRAIN, "precision=7"], ["precision", "'7'", "bf16-mixed"]),
+    ([*TRAIN, "checkpoint.dir=good/class0/0.png/runs"], ["0.png", "ot a directory"]),
+    ([*COMPARE, "compare.dir=good/class0/0.png/out"], ["0.png", "ot a directory"]),
+    (["digits", "good/class0/0.png"], ["0.png"]),
+    (["export", RUN, "--to", "good/class0/0.png/a.safetensors"], ["0.png", "written"]),
+    (["embed", RUN, "--images", "good", "--to", "good/class0/0.png/a.npy"], ["0.png", "written"]),
+    (["embed", RUN, "--images", "good", "--to", "new/a.txt"], ["'.txt'", ".parquet"]),
+    (["embed", RUN, "--images", "no_classes", "--to", "new.npy"], ["no_classes", "no image"]),
+    (["embed", RUN, "--images", "good", "--to", "new.npy", "--device", "gpu"], ["gpu"]),
+    (["embed", RUN, "--images", "good", "--to", "n.npy", "--batch-size", "0"], ["batch-size 0"]),
+    (["embed", "cut", "--images", "good", "--to", "new.npy"], ["cannot be read"]),
+    (["report", "nowhere"], ["nowhere", "no such folder"]),
+    (["report", "configs/broken.yaml"], ["broken.yaml", "no column"]),
+    # k-NN and the linear probe
+    ([*KNN, f"pretrained_feature_extractor={RUN}", "k=[]"], ["k:", "at least one value"]),
+    ([*KNN, f"pretrained_feature_extractor={RUN}", "k=0"], ["k: 0", "from 1 up"]),
+    ([*KNN, f"pretrained_feature_extractor={RUN}", "k=[1.5]"], ["k: 1.5", "from 1 up"]),
+    ([*KNN, f"pretrained_feature_extractor={RUN}", "temperature=[0]"], ["temperature: 0"]),
+    ([*KNN, f"pretrained_feature_extractor={RUN}", "temperature=[]"], ["temperature: []"]),
+    (
+        [*KNN, f"pretrained_feature_extractor={RUN}", "feature_type=[head]"],
+        ["feature_type", "head"],
+    ),
+    (
+        [*LINEAR, f"pretrained_feature_extractor={RUN}", "scheduler.name=steps"],
+        ["scheduler.name", "'steps'", "did you mean 'step'"],
+    ),
+    ([*LINEAR, f"pretrained_feature_extractor={RUN}", "devices=2"], ["devices: 2", "on one"]),
 ]
 
 
@@ -164,6 +203,25 @@ def test_one_line_a_code_and_nothing_written(
     assert _tree(world) == before
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu_and_no_login_are_one_line(world: Path, monkeypatch, capfd):
+    monkeypatch.chdir(world)
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("iecl_solo.train.checks._logged_in", lambda: False)
+    for given, said in (
+        ("accelerator=gpu", "accelerator: gpu is not on this machine, cpu is"),
+        ("wandb.enabled=true", "wandb.enabled: nobody is logged in: wandb login"),
+    ):
+        assert main([*TRAIN, given]) == 2
+        lines = capfd.readouterr().err.strip().splitlines()
+        assert len(lines) == 1 and said in lines[0]
+    monkeypatch.setattr("iecl_solo.train.checks.find_spec", lambda name: None)
+    for name in ("wandb", "tensorboard"):
+        assert main([*TRAIN, f"{name}.enabled=true"]) == 2
+        assert f"pip install 'iecl-solo[{name}]'" in capfd.readouterr().err
+
+
 def test_checkout_that_is_none_is_named(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-m", "iecl_solo.cli.main", "doctor"],
@@ -176,12 +234,46 @@ def test_checkout_that_is_none_is_named(tmp_path: Path):
     assert len(said) == 1 and "not a solo-learn checkout" in said[0]
 
 
-def test_help_is_quick():
-    import time
-
-    start = time.perf_counter()
+@pytest.mark.parametrize("command", [["--help"], ["benchmark", "--help"], ["help", "pretrain"]])
+def test_help_is_quick(command: list[str]):
+    before = os.times()
     done = subprocess.run(
-        [sys.executable, "-m", "iecl_solo.cli.main", "--help"], capture_output=True, text=True
+        [sys.executable, "-m", "iecl_solo", *command], capture_output=True, text=True
     )
-    assert done.returncode == 0 and "pretrain" in done.stdout
-    assert time.perf_counter() - start < 2
+    after = os.times()
+    assert done.returncode == 0 and "usage: iecl-solo" in done.stdout
+    # of the processor, whose clock other processes do not move
+    used = after.children_user + after.children_system
+    assert used - before.children_user - before.children_system < 0.3
+
+
+def test_help_groups_the_configurations(capsys):
+    assert main(["help", "pretrain"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n") < 60 and "  cifar/\n    " in out
+    assert main(["help"]) == 0
+    assert "benchmark" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (["pre"], {"pretrain"}),
+        (["help", "kn"], {"knn"}),
+        (["pretrain", "--config-name", "digits/iecl_sims"], {"digits/iecl_simsiam"}),
+        (["embed", "--im"], {"--images"}),
+        (["linear", "--config-p"], {"--config-path"}),
+        (["report", "goo"], {"good"}),
+    ],
+)
+def test_bash_completes(typed: list[str], expected: set[str], world: Path, monkeypatch, capsys):
+    if shutil.which("bash") is None:
+        pytest.skip("there is no bash")
+    assert main(["completion", "bash"]) == 0
+    words = " ".join(f"'{word}'" for word in ["iecl-solo", *typed])
+    program = (
+        f"{capsys.readouterr().out}\nCOMP_WORDS=({words}); COMP_CWORD={len(typed)}; _iecl_solo;"
+        'printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, cwd=world)
+    assert set(done.stdout.split()) == expected, done.stderr

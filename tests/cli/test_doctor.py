@@ -17,6 +17,7 @@ from iecl_solo.cli import doctor, install_host
 from iecl_solo.cli.main import main
 from iecl_solo.errors import IECLError
 from iecl_solo.solo import host
+from iecl_solo.version import __version__
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_ready_here(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor"]) == 0
+    assert main(["doctor", "--full"]) == 0
     told = capsys.readouterr().out
     found = host.find_host()
     assert f"solo-learn {found.version} in {found.path}" in told
@@ -33,15 +34,41 @@ def test_ready_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert told.endswith("ready to train\n") and "not ready" not in told
 
 
+def test_by_itself_it_imports_no_host_and_says_its_own_version() -> None:
+    program = (
+        "import sys; from iecl_solo.cli.main import main; code = main(['doctor']);"
+        "print('imported', [m for m in ('solo', 'lightning', 'torchvision') if m in sys.modules]);"
+        "sys.exit(code)"
+    )
+    start = os.times()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    end = os.times()
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["iecl-solo", __version__]
+    assert "imported []" in lines and "ready to train" in lines
+    assert any(f"solo-learn {host.find_host().version} in" in line for line in lines)
+    # of the processor, whose clock other processes do not move
+    assert end.children_user + end.children_system - start.children_user < 4
+
+
+def test_a_torchvision_for_another_torch_is_seen_without_importing_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: ["numpy", "torch==1.2.3"])
+    (problem,) = doctor.diagnose().problems
+    assert problem[0].startswith("torchvision does not fit torch (it wants torch 1.2.3, ")
+
+
 def test_every_device_is_told() -> None:
-    devices = dict(doctor.diagnose().facts)["devices"]
+    devices = dict(doctor.diagnose(full=True).facts)["devices"]
     assert "cpu" in devices
     assert devices.count("cuda:") == torch.cuda.device_count()
 
 
 def _told(capsys: pytest.CaptureFixture[str]) -> list[str]:
     """The lines of a doctor who finds something in the way."""
-    assert doctor.run(argparse.Namespace()) == 1
+    assert doctor.run(argparse.Namespace(full=True)) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "not ready to train"
     return lines
@@ -117,7 +144,7 @@ def test_what_is_optional_keeps_no_one_from_training(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(doctor.OPTIONAL, "umap", (("no_such_module",), "UMAP pictures"))
-    assert doctor.run(argparse.Namespace()) == 0
+    assert doctor.run(argparse.Namespace(full=True)) == 0
     told = capsys.readouterr().out
     assert "no_such_module is missing: no UMAP pictures" in told
     assert "-> pip install 'iecl-solo[umap]'" in told

@@ -14,6 +14,7 @@ import iecl_solo.configs
 import pytest
 import torch
 from hydra import compose, initialize_config_dir, initialize_config_module
+from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from support import HOST
 from torch import nn
@@ -23,27 +24,19 @@ from iecl_solo.objectives.climb import CLIMBConfig
 from iecl_solo.objectives.iecl import IECLConfig
 from iecl_solo.solo.build import build_model
 from iecl_solo.solo.config import parse_block
-from iecl_solo.solo.registry import check_method, split_method
+from iecl_solo.solo.registry import OBJECTIVES, check_method, split_method
 from iecl_solo.solo.settings import prepare_pretrain
 from iecl_solo.solo.wrapper import find_embedder, objectives
+from iecl_solo.train.packaged import packaged_configs
 
 ROOT = Path(iecl_solo.configs.__file__).parent
 DATASETS = ("digits", "cifar", "stl10", "imagenet-100", "imagenet", "custom")
 METHODS = ("simclr", "mocov2plus", "byol", "simsiam", "mocov3", "spectral", "minc", "dino")
-#: The methods that have a packaged twin with each objective.
-TWINS = {
-    "iecl": ("simclr", "mocov2plus", "byol", "simsiam", "mocov3", "spectral", "minc"),
-    "climb": ("simclr", "mocov2plus", "byol", "simsiam", "dino"),
-}
-CONFIGS = {"iecl": IECLConfig, "climb": CLIMBConfig}
+CONFIGS = {objective.name: objective.Config for objective in OBJECTIVES}
 
 
-def names(folder: str) -> list[str]:
-    paths = (p.relative_to(ROOT / folder) for p in (ROOT / folder).rglob("*.yaml"))
-    return sorted(p.with_suffix("").as_posix() for p in paths if p.stem != "base")
-
-
-PRETRAIN, LINEAR, PRESETS = names("pretrain"), names("linear"), names("iecl")
+PRETRAIN, LINEAR = packaged_configs("pretrain"), packaged_configs("linear")
+PRESETS = packaged_configs("iecl")
 
 
 def composed(name: str, *overrides: str) -> DictConfig:
@@ -69,9 +62,46 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def test_every_data_set_has_every_method_and_its_twin() -> None:
-    methods = [*METHODS, *(f"{name}_{m}" for name, hosts in TWINS.items() for m in hosts)]
+    methods = [*METHODS, *(f"{name}_{m}" for name in CONFIGS for m in METHODS)]
     assert set(PRETRAIN) == {f"{d}/{m}" for d in DATASETS for m in methods}
-    assert set(LINEAR) == set(DATASETS)
+    assert set(LINEAR) == {*DATASETS, "default"}
+
+
+def test_no_variant_is_a_file() -> None:
+    written = [p.stem for p in (ROOT / "pretrain").rglob("*.yaml")]
+    assert sorted(set(written)) == sorted({*METHODS, "base"})
+    assert set(iecl_solo.configs.objectives()) == set(CONFIGS)
+    with pytest.raises(MissingConfigException):
+        composed("pretrain/cifar/iecl_base")
+
+
+def test_a_variant_of_two_objectives_has_both_blocks() -> None:
+    cfg = composed("pretrain/cifar/iecl_climb_byol", "iecl=none", "+climb.max_concentration=3")
+    assert cfg.method == "iecl_climb_byol" and cfg.iecl.placement == "none"
+    assert cfg.climb.max_concentration == 3
+
+
+def test_hydra_lists_the_variants(tmp_path: Path) -> None:
+    """A user's own YAML stands on one, a misspelt one is told with the names there are."""
+    (tmp_path / "mine.yaml").write_text("defaults: [/pretrain/digits/iecl_byol, _self_]\nseed: 8\n")
+    with initialize_config_dir(str(tmp_path), version_base="1.2"):
+        cfg = compose("mine")
+    assert (cfg.method, cfg.seed) == ("iecl_byol", 8)
+    (tmp_path / "mine.yaml").write_text("defaults: [/pretrain/digits: iecl_byoll]\n")
+    with (
+        initialize_config_dir(str(tmp_path), version_base="1.2"),
+        pytest.raises(MissingConfigException, match="iecl_byol\n"),
+    ):
+        compose("mine")
+
+
+def test_custom_takes_little_for_granted() -> None:
+    for name in METHODS:
+        cfg = plain(composed(f"pretrain/custom/{name}", "data.train_path=mine"))
+        assert cfg["optimizer"]["name"] == "sgd" and cfg["optimizer"]["batch_size"] <= 64
+        assert cfg["method_kwargs"].get("queue_size", 0) <= 4096
+        assert all(a["rrc"]["crop_min_scale"] >= 0.2 for a in cfg["augmentations"])
+        assert cfg["data"]["val_path"] is None and cfg["data"]["image_size"] == 224
 
 
 @pytest.mark.parametrize("name", PRETRAIN)
@@ -88,7 +118,7 @@ def test_pretrain_composes(name: str) -> None:
     assert isinstance(cfg["optimizer"]["weight_decay"], float)
     assert all(a["crop_size"] == cfg["data"]["image_size"] for a in cfg["augmentations"])
     assert sum(a["num_crops"] for a in cfg["augmentations"]) == 2
-    assert cfg["data"]["image_size"] % IECLConfig().saib.patch_size == 0
+    assert cfg["data"]["image_size"] % IECLConfig().saib.build(32).patch_size == 0
     assert cfg["method_kwargs"].get("queue_size", 0) % cfg["optimizer"]["batch_size"] == 0
     assert ("momentum" in cfg) == (split_method(method)[1] not in ("simclr", "simsiam", "spectral"))
     assert {"checkpoint", "auto_resume", "csv", "tensorboard", "wandb", "performance"} <= set(cfg)
@@ -138,12 +168,12 @@ def test_pretrain_builds(name: str, images: Path) -> None:
 
 def test_default_preset_is_the_dataclass() -> None:
     written = plain(composed("iecl/default"))["iecl"]
-    assert list(written) == ["beta", "lambda", "eta", "gamma"]
+    assert list(written) == ["beta", "lambda", "eta", "gamma", "generation", "saib"]
     assert parse_block("iecl", IECLConfig, written) == IECLConfig()
 
 
 def test_presets_of_climb() -> None:
-    assert set(names("climb")) == {"default", "none"}
+    assert set(packaged_configs("climb")) == {"default", "none"}
     written = plain(composed("climb/default"))["climb"]
     assert parse_block("climb", CLIMBConfig, written) == CLIMBConfig()
     cfg = composed("pretrain/digits/climb_simclr", "climb=none")
@@ -152,10 +182,12 @@ def test_presets_of_climb() -> None:
 
 def test_presets_keep_only_their_term() -> None:
     kept = {
-        "default": ("query", {"beta", "lambda_", "eta", "gamma"}),
+        "default": ("query", {"beta", "lambda_", "eta", "gamma", "generation"}),
         "none": ("none", set()),
         "saib_only": ("query", {"gamma"}),
-        "kl_only": ("none", {"beta"}),
+        "kl_only": ("query", {"beta"}),
+        "generation_only": ("query", {"beta", "generation"}),
+        "noise": ("query", {"lambda_"}),
         "entropy_only": ("none", {"lambda_"}),
         "regularizer_only": ("none", {"eta"}),
     }
@@ -163,10 +195,16 @@ def test_presets_keep_only_their_term() -> None:
     for preset, (placement, terms) in kept.items():
         cfg = composed("pretrain/digits/iecl_simclr", f"iecl={preset}")
         config = parse_block("iecl", IECLConfig, cfg.iecl)
-        weights = {t: getattr(config, t) for t in ("beta", "lambda_", "eta", "gamma")}
+        weights = _weights(config)
+        assert config.saib.variant == ("noise" if preset == "noise" else "paper")
         assert config.placement == placement
         assert {t for t, weight in weights.items() if weight} == terms
-        assert all(weights[t] == getattr(IECLConfig(), t) for t in terms)
+        assert all(weights[t] == _weights(IECLConfig())[t] for t in terms)
+
+
+def _weights(config: IECLConfig) -> dict[str, float]:
+    weights = {t: getattr(config, t) for t in ("beta", "lambda_", "eta", "gamma")}
+    return weights | {"generation": config.generation.weight}
 
 
 def test_overrides() -> None:
@@ -223,7 +261,7 @@ def users_own(folder: Path, text: str, *overrides: str) -> DictConfig:
 def test_a_users_own_file_may_take_our_groups(tmp_path: Path) -> None:
     text = "defaults: [_self_, /iecl: kl_only, /augmentations: symmetric]\ndata: {image_size: 64}\n"
     cfg = users_own(tmp_path, text)
-    assert (cfg.iecl.placement, cfg.iecl.eta) == ("none", 0)
+    assert (cfg.iecl.generation.weight, cfg.iecl.eta) == (0, 0)
     assert cfg.augmentations[0].crop_size == 64
 
 

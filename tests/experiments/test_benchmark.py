@@ -6,11 +6,9 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +27,15 @@ from iecl_solo.evaluate.protocol import EvaluationConfig
 from iecl_solo.evaluate.run import evaluate, split
 from iecl_solo.experiments.cost import Step, interleaved, measure_cost
 from iecl_solo.experiments.grid import cells, configuration, read_benchmark
-from iecl_solo.experiments.store import STORE, Store
+from iecl_solo.experiments.store import STORE, Store, read_rows
 from iecl_solo.solo.build import build_model
 from iecl_solo.solo.config import plain
 from iecl_solo.solo.data import pretrain_loader
 from iecl_solo.solo.registry import check_method
 from iecl_solo.solo.settings import prepare_pretrain
 from iecl_solo.train.callbacks.seed import seed_epoch
-from iecl_solo.train.compose import packaged_configs
 from iecl_solo.train.fit import pretrain
+from iecl_solo.train.packaged import packaged_configs
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "benchmark"
@@ -136,11 +134,60 @@ def test_a_rerun_does_nothing(local: Path, images: Path, capsys: pytest.CaptureF
     assert sorted(p.stat().st_mtime_ns for p in local.rglob("*.ckpt")) == stamp
 
 
-def test_a_larger_grid_runs_only_what_is_new(local: Path, images: Path, tmp_path: Path, capsys):
-    shutil.copytree(local, tmp_path / "copy")
-    assert main([*write(tmp_path / "copy", grid(images)), "seeds=[0,1,2]"]) == 0
-    assert "2 of 6 cells to run" in capsys.readouterr().out
-    assert len(Store(tmp_path / "copy" / "out" / STORE).done()) == 6
+def _copy(local: Path, to: Path) -> Path:
+    shutil.copytree(local, to)
+    return to
+
+
+def _trained(folder: Path) -> list[int]:
+    return sorted(p.stat().st_mtime_ns for p in folder.rglob("*.ckpt"))
+
+
+def test_lost_rows_are_made_again_of_the_runs(local: Path, images: Path, tmp_path: Path, capsys):
+    copy = _copy(local, tmp_path / "copy")
+    expected, stamps = rows(copy), _trained(copy)
+    shutil.rmtree(copy / "out" / STORE)
+    assert main(write(copy, grid(images))) == 0
+    out = capsys.readouterr().out
+    assert "4 rows made again" in out and "to run" not in out
+    pd.testing.assert_frame_equal(rows(copy), expected)
+    assert _trained(copy) == stamps
+
+
+def test_committed_rows_are_not_run_again(local: Path, images: Path, tmp_path: Path, capsys):
+    lines = (local / "out" / "rows.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "kept.csv").write_text("".join(x for x in lines if "simclr-seed1" not in x))
+    folder = tmp_path / "new"
+    assert main([*write(folder, grid(images)), f"rows={tmp_path / 'kept.csv'}"]) == 0
+    out = capsys.readouterr().out
+    assert "2 of 4 cells were run elsewhere" in out and "2 of 4 cells to run" in out
+    assert len(list(folder.rglob("*.ckpt"))) == 2
+    measured = rows(folder)[lambda f: f["epoch"] == -1].reset_index(drop=True)
+    expected = rows(local)[lambda f: f["epoch"] == -1].reset_index(drop=True)
+    pd.testing.assert_frame_equal(measured, expected)
+
+
+def test_a_report_of_a_csv_alone(local: Path, tmp_path: Path, capsys):
+    shutil.copy(local / "out" / "rows.csv", tmp_path)
+    assert main(["report", str(tmp_path / "rows.csv")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "Does anything work?" in page and "iecl_simclr" in page
+    assert "k-NN top-1" in capsys.readouterr().out
+    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix in (".csv", ".html")) == [
+        "report.html",
+        "rows.csv",
+    ]
+
+
+def test_it_says_which_cell_how_long_and_what_came_out(local: Path, images: Path, tmp_path, capsys):
+    copy = _copy(local, tmp_path / "copy")
+    assert main([*write(copy, grid(images)), "seeds=[0,1,2]"]) == 0
+    out = capsys.readouterr().out
+    assert "2 of 6 cells to run" in out
+    assert len(Store(copy / "out" / STORE).done()) == 6
+    assert "cell 5 of 6  toy-simclr-seed2" in out and " left)" in out
+    table = out[out.index("k-NN top-1 (%)") :]
+    assert "iecl_simclr" in table and "±" in table
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "ray"])
@@ -161,7 +208,7 @@ def test_kill_in_the_middle_leaves_the_same_store(local: Path, images: Path, tmp
     command = [sys.executable, "-m", "iecl_solo.cli.main", *write(tmp_path, grid(images))]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
     store, deadline = tmp_path / "out" / STORE, time.monotonic() + 200
-    while not (store.is_file() and Store(store).done()) and time.monotonic() < deadline:
+    while not (store.is_dir() and Store(store).done()) and time.monotonic() < deadline:
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -315,6 +362,27 @@ BAD = {
         ["arms.a.against", "bb"],
     ),
     "an axis that is no list": ({"axes": {"max_epochs": 3}}, ["axes.max_epochs", "list"]),
+    "a seed twice": ({"seeds": [0, 0]}, ["seeds", "0", "twice"]),
+    "an unknown measure": ({"measures": ["knn_ac1"]}, ["measures", "knn_ac1", "'knn_acc1'"]),
+    "a measure of no data set": ({"measures": ["knn_acc1/stl"]}, ["measures", "stl"]),
+    "no rounds": ({"rounds": 0}, ["rounds", "0", "from 1 up"]),
+    "no threads": ({"threads": -1}, ["threads", "-1", "from 1 up"]),
+    "an unknown objective": (
+        {"arms": {"a": {"method": "simclr", "objectives": ["iecll"]}}},
+        ["objectives", "'iecll'", "'iecl'"],
+    ),
+    "a misspelt setting": (
+        {"settings": {"max_epoch": 2}},
+        ["settings.max_epoch", "'max_epochs'"],
+    ),
+    "a misspelt key of an arm": (
+        {"arms": {"a": {"method": "simclr", "optimizer": {"batchsize": 8}}}},
+        ["arms.a.optimizer.batchsize", "'batch_size'"],
+    ),
+    "a misspelt axis": (
+        {"axes": {"optimizer.wieght_decay": [0]}},
+        ["axes.optimizer.wieght_decay", "'weight_decay'"],
+    ),
     "an unknown kind": ({"kind": "costs"}, ["costs", "'cost'"]),
     "a bad weight": (
         {"arms": {"a": {"method": "iecl_simclr", "iecl": {"beta": -1}}}},
@@ -371,49 +439,126 @@ def test_no_cell_is_claimed_twice(tmp_path: Path):
     assert len(Store(path).cells()) == 40
 
 
+_HOLD = """
+import sys, time
+from iecl_solo.experiments.store import Store
+store = Store(sys.argv[1])
+assert store.claim({**%r, "id": "x"})
+print("claimed", flush=True)
+time.sleep(100)
+"""
+
+
 def test_a_living_process_keeps_its_cell_and_a_dead_one_does_not(tmp_path: Path):
     store = Store(tmp_path / STORE)
-    sleeper = subprocess.Popen(["sleep", "60"])
-    assert store.claim({**CELL, "id": "x"})
-    with store._connect() as db:
-        owner = db.execute("SELECT owner FROM cells").fetchone()[0]
-        machine = owner.rpartition(":")[0]
-        db.execute("UPDATE cells SET owner = ?", (f"{machine}:{sleeper.pid}",))
+    holder = subprocess.Popen(
+        [sys.executable, "-c", _HOLD % CELL, str(store.path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == "claimed\n"
     assert not store.claim({**CELL, "id": "x"})
-    sleeper.kill()
-    sleeper.wait()
+    assert store.cells()["status"].tolist() == ["running"]
+    holder.kill()
+    holder.wait()
     assert store.claim({**CELL, "id": "x"})
 
 
-def test_a_silent_worker_of_another_machine_loses_its_cell(tmp_path: Path):
+def _forge(store: Store, **changes: str) -> None:
+    """A marker as another process would have left it."""
+    assert store.claim({**CELL, "id": "x"})
+    marker = store.path / "x.lock"
+    lines = dict(line.partition("=")[::2] for line in marker.read_text().splitlines())
+    store._release("x")
+    marker.write_text(
+        "\n".join(f"{k}={v}" if v else k for k, v in (lines | changes).items()) + "\n"
+    )
+
+
+def test_a_process_that_was_started_later_is_another(tmp_path: Path):
+    """As after a reboot: the number lives again, in a process that never claimed the cell."""
     store = Store(tmp_path / STORE)
-    store.claim({**CELL, "id": "x"})
-    with store._connect() as db:
-        db.execute("UPDATE cells SET owner = 'elsewhere:1'")
+    sleeper = subprocess.Popen(["sleep", "60"])
+    try:
+        _forge(store, pid=str(sleeper.pid), start="1")
+        assert store.claim({**CELL, "id": "x"})
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+def test_a_silent_worker_of_another_machine_loses_its_cell(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("iecl_solo.experiments.store.STALE", 0.5)
+    store = Store(tmp_path / STORE)
+    _forge(store, host="elsewhere", pid="1", token="0" * 32)
     assert not store.claim({**CELL, "id": "x"})
-    with store._connect() as db:
-        db.execute("UPDATE cells SET heartbeat = heartbeat - 3600")
+    long_ago = time.time() - 3600
+    os.utime(store.path / "x.lock", (long_ago, long_ago))
     assert store.claim({**CELL, "id": "x"})
 
 
-def test_a_reader_does_not_wait_for_a_writer(tmp_path: Path):
-    """Nor needs the right to write: the lock a writer takes is the one such a file would refuse."""
+def _write_rows(path: Path, worker: int, count: int) -> None:
+    store = Store(path)
+    for i in range(count):
+        name = f"{worker}-{i}"
+        assert store.claim({**CELL, "id": name, "seed": i})
+        store.finish(name, {"knn_acc1": float(i)}, versions={"torch": "2"})
+        store.export()
+
+
+def test_sixteen_writers_lose_no_row(tmp_path: Path):
     path = tmp_path / STORE
-    Store(path).begin({"name": "toy"})
-    with closing(sqlite3.connect(path, isolation_level=None)) as writer:
-        writer.execute("BEGIN IMMEDIATE")
-        start = time.monotonic()
-        store = Store(path, create=False)
-        assert store.meta() == {"name": "toy"} and store.cells().empty
-        assert time.monotonic() - start < 30  # a lock is waited for four times as long
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_write_rows, args=(path, i, 5)) for i in range(16)]
+    for worker in workers:
+        worker.start()
+    while any(worker.is_alive() for worker in workers):
+        if Store(path).csv.is_file():  # whole, whoever wrote it last
+            _, rows_then = read_rows(Store(path).csv)
+            assert all(row["metrics"] for row in rows_then)
+    assert [worker.exitcode for worker in workers] == [0] * 16
+    store = Store(path)
+    assert len(store.done()) == len(store.metrics()) == 80
+    store.export()
+    assert {row["id"] for row in read_rows(store.csv)[1]} == store.done()
+    assert not list(tmp_path.rglob("*.part"))
 
 
-def test_a_file_that_is_no_store_is_refused(tmp_path: Path):
-    (tmp_path / "x.sqlite").write_text("no database at all, but long enough to be taken for one")
-    with pytest.raises(IECLError, match=r"x\.sqlite"):
-        Store(tmp_path / "x.sqlite")
+def test_a_csv_of_rows_holds_what_the_store_holds(tmp_path: Path):
+    store = Store(tmp_path / "a" / STORE)
+    store.begin({"name": "toy", "question": "Does a # or a , matter?"})
+    cell = {**CELL, "id": "x", "axes": {"optimizer.lr": 0.1, "mode": "a,b"}, "against": "b"}
+    store.claim(cell)
+    found = {"knn_acc1": 1 / 3, "linear_acc1": float("nan")}
+    store.finish("x", found, seconds=2.5, device="cpu", versions={"torch": "2"})
+    store.claim({**CELL, "id": "y"})
+    store.fail("y", "why")
+    store.export()
+    meta, (row,) = read_rows(store.csv)
+    assert meta == store.meta()
+    other = Store(tmp_path / "b" / STORE)
+    other.put(row)
+    pd.testing.assert_frame_equal(other.metrics(), store.metrics(), check_exact=True)
+    columns = ["id", "data", "arm", "against", "method", "seed", "seconds", "device", "versions"]
+    columns += ["optimizer.lr", "mode", "status"]
+    mine, theirs = (s.cells().set_index("id").loc[["x"]].reset_index() for s in (store, other))
+    pd.testing.assert_frame_equal(mine[columns], theirs[columns])
+    assert len(pd.read_csv(store.csv, skiprows=1)) == 2
+
+
+def test_what_is_no_store_is_refused(tmp_path: Path):
+    (tmp_path / "x").write_text("a file")
+    with pytest.raises(IECLError, match="it is a file"):
+        Store(tmp_path / "x")
+    with pytest.raises(IECLError, match="no such folder"):
+        Store(tmp_path / "y", create=False)
+    for text in ("a,b\n1,2\n", "# {", ""):
+        (tmp_path / "rows.csv").write_text(text)
+        with pytest.raises(IECLError, match=r"rows\.csv"):
+            read_rows(tmp_path / "rows.csv")
     with pytest.raises(IECLError, match="no such file"):
-        Store(tmp_path / "y.sqlite", create=False)
+        read_rows(tmp_path / "z.csv")
 
 
 # --- the evaluation
@@ -464,7 +609,7 @@ def test_finetuning_trains_the_backbone_on_few_labels(images: Path, tmp_path: Pa
     cfg.checkpoint, cfg.name = {"enabled": True, "dir": str(tmp_path), "frequency": 1}, "run"
     run = pretrain(cfg)
     protocol = _protocol({"finetune": {"fractions": [0.5], "max_epochs": 1, "batch_size": 4}})
-    if HOST.takes_cfg:
+    if HOST.name == "main":
         assert 0 <= evaluate(run, protocol)["finetune_50_acc1"] <= 100
     else:
         with pytest.raises(IECLError, match="only trains the last layer"):
@@ -472,6 +617,17 @@ def test_finetuning_trains_the_backbone_on_few_labels(images: Path, tmp_path: Pa
 
 
 # --- the cost
+
+
+@pytest.mark.parametrize("kind", ["training", "cost"])
+def test_objectives_of_an_arm_are_in_its_cells_method(images: Path, kind: str):
+    arms = {"plain": {"method": "simclr"}, "both": {"method": "simclr"}}
+    arms["both"]["objectives"] = ["iecl", "climb"]  # type: ignore[assignment]
+    benchmark = read_benchmark(grid(images, arms=arms, kind=kind, seeds=[0]))
+    plain_cell, both = cells(benchmark)
+    assert (plain_cell.method, both.method) == ("simclr", "iecl_climb_simclr")
+    configs = [configuration(benchmark, cell) for cell in (both, plain_cell)]
+    assert measure_cost(*configs, HOST, rounds=1, device="cpu")["parameters_ratio"] > 1
 
 
 def test_interleaved_times_what_it_is_given():

@@ -561,12 +561,36 @@ def test_two_processes_give_the_gradient_of_one(tmp_path: Path):
     terms = both["climb"].terms(Made({0: z, 1: z + 1}), 0.0)
     bound = terms["entropy_bound"]
     network = torch.autograd.grad(bound.weight * bound.value, list(both["network"].parameters()))
+    fit = torch.autograd.grad(terms["fit"].value, list(both["climb"].parameters()))
+    assert all(gradient.abs().max() > 1e-3 for gradient in fit)
     grads = in_two_processes(WORKER, {"both": both.state_dict(), "x": x}, tmp_path)
+    for own, _ in grads:  # r is that of all rows, and not a mean of two
+        for a, b in zip(own[2:], fit, strict=True):
+            torch.testing.assert_close(a, b)
     for (own, rate), (other, _) in (grads, grads[::-1]):
         assert all(torch.equal(a, b) for a, b in zip(own, other, strict=True))
         for a, b in zip(own[:2], network, strict=True):
             torch.testing.assert_close(a, b)
         torch.testing.assert_close(rate, terms["coding_rate"].value)
+
+
+PROTOTYPES_WORKER = """
+from iecl_solo.losses.climb import PrototypeMarginal
+marginal = PrototypeMarginal(4)
+ddp = DistributedDataParallel(marginal)
+ddp(given[:2])  # what DDP wants before a backward pass
+marginal.fitting_loss(given.chunk(2)[rank]).backward()
+result = marginal.logits.grad
+"""
+
+
+def test_two_processes_fit_one_prototype_marginal(tmp_path: Path):
+    torch.manual_seed(0)
+    scores = 3 * torch.randn(12, 4)
+    marginal = PrototypeMarginal(4)
+    marginal.fitting_loss(scores).backward()
+    for gradient in in_two_processes(PROTOTYPES_WORKER, scores, tmp_path):
+        torch.testing.assert_close(gradient, marginal.logits.grad)
 
 
 # on the host's methods

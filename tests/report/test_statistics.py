@@ -101,6 +101,15 @@ def test_too_few_have_no_interval(values: list[float]):
     assert math.isnan(difference.low) and math.isnan(difference.p)
 
 
+@pytest.mark.parametrize("values", [[95.0, 95.0], [0.1 + 0.2, 0.3, 0.3]])
+def test_equal_values_have_no_interval(values: list[float]):
+    # an interval of width 0 would say that the mean is known exactly
+    summary = summarize(values)
+    assert (summary.n, summary.sd) == (len(values), 0.0)
+    assert summary.mean == pytest.approx(values[0])
+    assert math.isnan(summary.low) and math.isnan(summary.high)
+
+
 def test_equal_differences_are_no_evidence():
     # 0.3 - 0.1 and 0.2 differ in the last bit: a t test of them would report p = 1e-16
     difference = paired_difference([0.3, 0.2, 0.2], [0.1, 0.0, 0.0])

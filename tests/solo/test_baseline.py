@@ -11,7 +11,6 @@ import pytest
 import torch
 from support import HOST, OFF, batches, build, config, same_tensors, train_on
 
-from iecl_solo.solo.build import _method_kwargs
 from iecl_solo.solo.config import plain
 
 ROOT = Path(__file__).parents[2]
@@ -71,9 +70,11 @@ def alone(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
     given = {}
     for method in METHODS:
         cfg = config(method, images, **NET)
-        given[method] = plain(cfg) if HOST.takes_cfg else _method_kwargs(cfg, HOST)
+        given[method] = (
+            plain(cfg) if HOST.name == "main" else HOST.arguments(cfg, HOST.methods[method])
+        )
     torch.save(
-        {"takes_cfg": HOST.takes_cfg, "given": given, "batches": batches(5)}, work / "runs.pt"
+        {"takes_cfg": HOST.name == "main", "given": given, "batches": batches(5)}, work / "runs.pt"
     )
     (work / "alone.py").write_text(ALONE)
     done = subprocess.run(

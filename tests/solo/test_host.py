@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support import HOST, build
+from support import HOST, build, raw_config
 
 from iecl_solo.errors import IECLError
 from iecl_solo.solo.backbones import build_backbone, timm_backbone
@@ -21,7 +22,7 @@ def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
     """A fresh process that finds the same host as this one."""
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
-        env={**os.environ, "PYTHONPATH": str(HOST.path.parent), **env},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{HOST.path.parent}", **env},
         cwd="/",
         capture_output=True,
         text=True,
@@ -31,12 +32,70 @@ def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "order",
     ["import iecl_solo, solo.methods", "import iecl_solo; from solo.methods import METHODS"]
-    + (["import solo.methods, iecl_solo"] if HOST.takes_cfg else []),
+    + (["import solo.methods, iecl_solo"] if HOST.name == "main" else []),
 )
 def test_any_order_of_imports_registers(order: str):
     code = f"{order}\nimport iecl_solo\nfrom solo.methods import METHODS\n"
     done = python(code + "print('iecl_simclr' in METHODS, 'iecl_byol' in METHODS)")
     assert done.stdout.strip() == "True True", done.stderr
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import solo.methods",
+        "from iecl_solo.solo.host import find_host; find_host()",
+        "from iecl_solo.solo.registry import register; register(); register()",
+        "from iecl_solo.solo.registry import added_methods; added_methods()",
+    ],
+)
+def test_methods_are_registered_once_whoever_imports_the_host_first(first: str):
+    code = (
+        f"import iecl_solo\n{first}\n"
+        "from solo.methods import METHODS\n"
+        "from iecl_solo.solo.registry import added_methods\n"
+        "print([m for m in METHODS if m.count('iecl') > 1 or m.count('climb') > 1])\n"
+        "print(len(added_methods()) == len(set(added_methods())))\n"
+        "print(max(c.__name__.count('CLIMB') for c in METHODS.values()))\n"
+    )
+    done = python(code)
+    assert done.stdout.split() == ["[]", "True", "1"], done.stdout + done.stderr
+
+
+def test_both_objectives_train_where_a_command_imports_the_host_first(images: Path, tmp_path: Path):
+    """As README has it: the process has not imported solo before it completes a configuration."""
+    (tmp_path / "cfg.json").write_text(
+        json.dumps(raw_config("simclr", images, objectives=["iecl", "climb"], max_epochs=1))
+    )
+    code = (
+        "import json, torch\n"
+        "from omegaconf import OmegaConf\n"
+        "from iecl_solo.solo.host import find_host\n"
+        "from iecl_solo.train.complete import complete\n"
+        "from iecl_solo.solo.build import build_model\n"
+        "from iecl_solo.solo.registry import check_method\n"
+        "check_method('iecl_climb_simclr')\n"
+        f"cfg = OmegaConf.create(json.load(open({str(tmp_path / 'cfg.json')!r})))\n"
+        "host = find_host()\n"
+        "model = build_model(complete(cfg, host), host)\n"
+        "torch.optim.SGD(model.learnable_params, lr=0.1)\n"  # refuses a parameter in two groups
+        "print(type(model).__name__)\n"
+    )
+    done = python(code)
+    assert done.stdout.strip() == "IECLCLIMBSimCLR", done.stderr[-2000:]
+
+
+def test_only_configs_and_patches_of_a_checkout_are_the_packages():
+    done = python(
+        "import importlib, iecl_solo\n"
+        "for name in ('configs', 'patches', 'tests', 'docs', 'studies', 'iecl_solo'):\n"
+        "    try:\n"
+        "        importlib.import_module(f'iecl_solo.{name}')\n"
+        "        print(name)\n"
+        "    except ModuleNotFoundError:\n"
+        "        pass\n"
+    )
+    assert done.stdout.split() == ["configs", "patches"], done.stderr
 
 
 def test_importing_the_package_is_light():

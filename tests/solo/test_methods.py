@@ -249,7 +249,7 @@ def test_options_reach_the_loss(images: Path):
     assert [m.out_features for m in model.projector if isinstance(m, nn.Linear)] == [24, 12]
 
 
-if not HOST.takes_cfg:
+if HOST.name != "main":
 
     @pytest.mark.parametrize("name", METHODS)
     def test_argument_parser_of_1_0_2_has_every_option(name: str):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from support import HOST, batches, build, same_tensors, train_on
 
-from iecl_solo.entropy import coding_rate
+from iecl_solo.entropy import coding_rate, effective_rank, gaussian_kl
 from iecl_solo.errors import IECLError
+from iecl_solo.generation import conditional_entropy, patch_statistics
 from iecl_solo.jacobian import logabsdet_exact
 from iecl_solo.lipschitz import sigmas
 from iecl_solo.solo.embed import embed
@@ -45,11 +48,12 @@ def test_frequency_and_the_last_epoch(every: int, epochs: list[int], images: Pat
 
 
 def test_values_are_those_of_the_functions(images: Path):
-    model = build("iecl_simclr", images, iecl={"saib": {"outer_skip": True}})
+    saib = {"outer_skip": True, "match_statistics": False}
+    model = build("iecl_simclr", images, iecl={"saib": saib})
     views = [torch.randn(8, 3, 32, 32) for _ in range(2)]
     values = measure(model, HOST, views, SMALL)
     model.eval()
-    query = embed(model, HOST, views[1], query=True)
+    query = embed(model, HOST, views[1], "query")
     assert values["entropy_query"] == pytest.approx(float(coding_rate(query)), rel=1e-4)
     for layer, (largest, smallest) in sigmas(getattr(model, HOST.online)).items():
         assert values[f"sigma_max/{layer}"] == largest <= values["sigma_max"]
@@ -60,6 +64,77 @@ def test_values_are_those_of_the_functions(images: Path):
     assert values["delta_h"] == pytest.approx(float(exact) / n, abs=1e-3)
     assert values["delta_h_isotropic"] == pytest.approx(0.6931, abs=1e-3)
     assert values["delta_h_anisotropic"] == pytest.approx(0.0, abs=1e-3)
+    assert values["delta_h_contrast"] == pytest.approx(0.6931, abs=1e-3)
+    assert values["delta_h_beyond_contrast"] == pytest.approx(0.0, abs=1e-3)
+    # x -> 2 x: 1/2 (4 - 1) - log 2
+    assert values["patch_kl"] == pytest.approx(1.5 - 0.6931, abs=0.01)
+
+
+@pytest.mark.parametrize("space", ["input", "embedding"])
+@pytest.mark.parametrize("placement", ["query", "anchor", "both"])
+@pytest.mark.parametrize("method", ["iecl_byol", "iecl_simclr"])
+def test_query_and_anchor_are_those_of_the_loss(
+    method: str, placement: str, space: str, images: Path
+):
+    """The momentum network and SAIB on the anchor, as the terms of a step have them."""
+    kl = {"space": space} | ({"covariance": "full"} if space == "embedding" else {})
+    model = build(method, images, iecl={"placement": placement, "kl": kl})
+    with torch.no_grad():
+        for i, p in enumerate(model.iecl.saib.parameters()):
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
+        if hasattr(model, HOST.momentum):  # as after training: not the online one's weights
+            for p in getattr(model, HOST.momentum).parameters():
+                p.mul_(1.2).add_(0.01)
+    model.eval()
+    views = [torch.randn(8, 3, 32, 32) for _ in range(2)]
+    momentum = hasattr(model, HOST.momentum)
+    q = model.iecl.views.query[0]
+    a = 1 - q
+    saib, online = model.iecl.saib, getattr(model, HOST.online)
+    with torch.no_grad():
+        query_x = saib(views[q]) if placement != "anchor" else views[q]
+        anchor_x = saib(views[a]) if placement != "query" else views[a]
+        query = model.projector(online(query_x))
+        if momentum:
+            anchor = model.momentum_projector(getattr(model, HOST.momentum)(anchor_x))
+        else:
+            anchor = model.projector(online(anchor_x))
+        raw = F.normalize(model.projector(online(views[a])), dim=-1)
+    query, anchor = F.normalize(query, dim=-1), F.normalize(anchor, dim=-1)
+    values = measure(model, HOST, views, SMALL)
+    covariance = kl.get("covariance", "diagonal")
+    expected = gaussian_kl(query, anchor, covariance=covariance) / query.shape[1]
+    assert values["kl"] == pytest.approx(expected.item(), rel=1e-4)
+    assert values["entropy_query"] == pytest.approx(coding_rate(query).item(), rel=1e-4)
+    assert values["entropy_anchor"] == pytest.approx(coding_rate(anchor).item(), rel=1e-4)
+    assert values["effective_rank"] == pytest.approx(effective_rank(raw).item(), rel=1e-4)
+    placed = views[a] if placement == "anchor" else views[q]
+    patches = patch_statistics([placed], [saib(placed)], 4)
+    assert values["patch_kl"] == pytest.approx(patches.kl.item(), rel=1e-4)
+
+
+def test_noise_is_measured_fixed_and_its_entropy_written(images: Path, tmp_path: Path):
+    block = {"saib": {"variant": "noise", "noise_channels": 2, "budget": {"start": 0.2}}}
+    model = build("iecl_simclr", images, iecl=block)
+    views = [torch.randn(8, 3, 32, 32) for _ in range(2)]
+    kept = {k: v.clone() for k, v in model.state_dict().items()}
+    first, second = (measure(model, HOST, views, SMALL) for _ in range(2))
+    assert first == second and same_tensors(kept, model.state_dict()) == []
+    saib = model.iecl.saib.eval()
+    few = views[1][:1]
+    exact = logabsdet_exact(saib.realize(few), few)
+    assert first["delta_h"] == pytest.approx(exact.item() / few.numel(), abs=0.02)
+    noise = saib.draw(few)
+    expected = conditional_entropy(saib, few, noise).item() / noise.numel()
+    assert first["conditional_entropy"] == pytest.approx(expected, rel=1e-4)
+    assert first["budget"] == pytest.approx(0.2)
+    assert first["conditional_entropy_bound"] == pytest.approx(1 + math.log(0.4))
+    monitor = EntropyMonitor(HOST, SMALL, tmp_path / "monitor.csv")
+    train_on(model.train(), batches(2), callbacks=[monitor])
+    row = pd.read_csv(tmp_path / "monitor.csv").iloc[0]
+    assert row.notna().all() and row["delta_h_beyond_contrast"] == pytest.approx(
+        row["delta_h"] - row["delta_h_contrast"]
+    )
 
 
 def test_modes_and_random_state_are_left_alone(images: Path):

@@ -26,18 +26,33 @@ def peak_memory_bytes(device: torch.device) -> int:
 class CostMonitor(Callback):
     """Times every training step, from its batch being there to its update being made.
 
+    Its state goes into the checkpoint, so that a run's cost is that of all its legs.
+
     Attributes:
-        steps: seconds of each step, in order.
+        steps: seconds of each step, in order; of earlier legs the last thousand.
     """
 
     def __init__(self) -> None:
         self.steps: list[float] = []
         self._start = 0.0
+        self._began = time.perf_counter()
+        self._before: dict[str, float] = {"seconds": 0.0, "peak_memory_bytes": 0}
+
+    @property
+    def seconds(self) -> float:
+        """Since this object was made, and in the legs before."""
+        return self._before["seconds"] + time.perf_counter() - self._began
 
     def _now(self, module: LightningModule) -> float:
         if module.device.type == "cuda":
             torch.cuda.synchronize(module.device)
         return time.perf_counter()
+
+    def _peak(self, device: torch.device) -> float:
+        return max(self._before["peak_memory_bytes"], peak_memory_bytes(device))
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._device = trainer.strategy.root_device
 
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
@@ -49,13 +64,24 @@ class CostMonitor(Callback):
     ) -> None:
         self.steps.append(self._now(module) - self._start)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "steps": self.steps[-1000:],
+            "seconds": self.seconds,
+            "peak_memory_bytes": self._peak(self._device),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = {name: state_dict[name] for name in self._before}
+        self.steps = list(state_dict["steps"])
+
     def summary(self, module: LightningModule) -> dict[str, float]:
         """Median seconds a step, peak memory in bytes, parameters in training and in all."""
         timed = self.steps[WARMUP_STEPS:] or self.steps
         trained = {p for p in module.parameters() if p.requires_grad}
         return {
             "seconds_per_step": statistics.median(timed) if timed else float("nan"),
-            "peak_memory_bytes": peak_memory_bytes(module.device),
+            "peak_memory_bytes": self._peak(module.device),
             "trained_parameters": sum(p.numel() for p in trained),
             "parameters": sum(p.numel() for p in module.parameters()),
         }

@@ -13,13 +13,20 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from iecl_solo.entropy import coding_rate, effective_rank, gaussian_kl, knn_entropy
+from iecl_solo.entropy import coding_rate, effective_rank, knn_entropy
 from iecl_solo.errors import IECLError
+from iecl_solo.generation import (
+    conditional_entropy,
+    conditional_entropy_bound,
+    patch_statistics,
+)
 from iecl_solo.jacobian import delta_h_split, log_volume
 from iecl_solo.lipschitz import evaluating, sigmas
-from iecl_solo.saib import save_saib
+from iecl_solo.objectives.protocol import Objective
+from iecl_solo.saib import BaseSAIB, NoiseSAIB, save_saib
 from iecl_solo.solo.embed import embed
 from iecl_solo.solo.host import Host
+from iecl_solo.solo.wrapper import transforming
 
 _OF_EMBEDDINGS = (
     "entropy_query",
@@ -29,6 +36,8 @@ _OF_EMBEDDINGS = (
     "kl",
     "effective_rank",
 )
+# Dimensions of the noise of an image up to which its Jacobian is formed: 64x64 pixels at p = 4.
+_MOST_NOISE = 4096
 
 
 @dataclass
@@ -73,22 +82,33 @@ def measure(
         config: how many images and probes.
 
     Returns:
-        By name: ``entropy_query`` and ``entropy_anchor`` (coding rate) and the same with ``_knn``,
-        ``kl``, ``effective_rank``, ``sigma_max`` and ``sigma_min`` over the encoder's layers and of
-        each one (``sigma_max/LAYER``); with a SAIB ``delta_h`` in nats per dimension, its standard
-        error and its two parts; with ``volume_images`` the encoder's ``log_volume``. Entropies in
-        nats. Of a run whose embeddings are not finite any more, NaN for those that are of
-        embeddings, and no others.
+        By name, query and anchor as the loss has them (momentum network, placement of SAIB):
+        ``entropy_query`` and ``entropy_anchor`` (coding rate, nats) and the same with ``_knn``;
+        ``kl`` of the two in nats per dimension; ``effective_rank`` of the online network's
+        embeddings of raw views; ``sigma_max`` and ``sigma_min`` over the encoder's layers and of
+        each one (``sigma_max/LAYER``); with ``volume_images`` the encoder's ``log_volume``.
+
+        With a SAIB, in nats per dimension: ``delta_h`` (E log|det J|), its standard error and its
+        two parts by the Frobenius norm; ``delta_h_contrast``, the log of the views' deviation over
+        the raw ones', and ``delta_h_beyond_contrast``, the rest, which no batch norm takes out;
+        ``patch_kl`` of the views' patches from the raw ones. Of one with noise also
+        ``conditional_entropy`` per noise dimension (up to 4,096 of them; it costs as many products
+        of the Jacobian in the noise), ``conditional_entropy_bound`` per pixel, and ``budget``; its
+        ``delta_h`` is that of the map at one fixed noise.
+
+        Of a run whose embeddings are not finite any more, NaN for those that are of embeddings, and
+        no others.
 
     The global random state is neither read nor moved.
     """
-    objective: Any = getattr(model, "iecl", None)
+    objective = transforming(model)
+    divergence = (objective or Objective()).divergence
     query_view = objective.views.query[0] if objective is not None else 1
     anchor_view = 1 - query_view if query_view < 2 else 0
     with evaluating(model), torch.no_grad(), torch.autocast(model.device.type, enabled=False):
         query_x, anchor_x = (views[v][: config.images].float() for v in (query_view, anchor_view))
-        query = embed(model, host, query_x, query=True)
-        anchor = embed(model, host, anchor_x)
+        query = embed(model, host, query_x, "query")
+        anchor = embed(model, host, anchor_x, "anchor")
         if not (query.isfinite().all() and anchor.isfinite().all()):
             return dict.fromkeys(_OF_EMBEDDINGS, float("nan"))  # the run has diverged
         out = (
@@ -96,8 +116,8 @@ def measure(
             coding_rate(anchor),
             knn_entropy(query),
             knn_entropy(anchor),
-            gaussian_kl(query, anchor),
-            effective_rank(anchor),
+            divergence(query, anchor),
+            effective_rank(embed(model, host, anchor_x)),
         )
         values = dict(zip(_OF_EMBEDDINGS, map(float, out), strict=True))
         network = getattr(model, host.online)
@@ -106,22 +126,44 @@ def measure(
         values["sigma_min"] = min(smallest for _, smallest in spectrum.values())
         for layer, (largest, smallest) in spectrum.items():
             values[f"sigma_max/{layer}"], values[f"sigma_min/{layer}"] = largest, smallest
-        if objective is not None and objective.saib is not None:
-            generator = torch.Generator(query_x.device).manual_seed(0)
-            delta = delta_h_split(
-                objective.saib,
-                query_x[: config.delta_h_images],
-                probes=config.probes,
-                steps=config.steps,
-                generator=generator,
-            )
-            values["delta_h"] = delta.nats_per_dimension
-            values["delta_h_stderr"] = delta.stderr / delta.dimensions
-            values["delta_h_isotropic"] = delta.isotropic_per_dimension
-            values["delta_h_anisotropic"] = delta.anisotropic_per_dimension
+        if objective is not None and isinstance(objective.transformer, BaseSAIB):
+            untouched = objective.transform(query_x, query_view, "online") is query_x
+            x = anchor_x if untouched else query_x
+            values |= _of_saib(objective.transformer, x, config)
         if config.volume_images:
             volume = log_volume(network, anchor_x[: config.volume_images])
             values["log_volume"] = float(volume.mean())
+    return values
+
+
+def _of_saib(saib: BaseSAIB, x: Tensor, config: MonitorConfig) -> dict[str, float]:
+    generator = torch.Generator(x.device).manual_seed(0)
+    few = x[: config.delta_h_images]
+    delta = delta_h_split(
+        saib.realize(few[:1]),  # of one image's noise, which then is every image's
+        few,
+        probes=config.probes,
+        steps=config.steps,
+        generator=generator,
+    )
+    patches = patch_statistics([x], [saib(x)], saib.patch_size)
+    contrast = float(patches.contrast)
+    values = {
+        "delta_h": delta.nats_per_dimension,
+        "delta_h_stderr": delta.stderr / delta.dimensions,
+        "delta_h_isotropic": delta.isotropic_per_dimension,
+        "delta_h_anisotropic": delta.anisotropic_per_dimension,
+        "delta_h_contrast": contrast,
+        "delta_h_beyond_contrast": delta.nats_per_dimension - contrast,
+        "patch_kl": float(patches.kl),
+    }
+    if isinstance(saib, NoiseSAIB):
+        noise = saib.draw(few)
+        if noise[0].numel() <= _MOST_NOISE:
+            entropy = conditional_entropy(saib, few, noise)
+            values["conditional_entropy"] = float(entropy.mean()) / noise[0].numel()
+        values["conditional_entropy_bound"] = conditional_entropy_bound(saib.budget)
+        values["budget"] = saib.budget
     return values
 
 
@@ -160,10 +202,11 @@ class EntropyMonitor(Callback):
         module.log_dict({f"monitor_{k}": v for k, v in values.items()}, rank_zero_only=True)
         images = len(views[0])  # that the figures are of: a batch may have fewer than asked for
         self._write({"epoch": trainer.current_epoch, "images": images, **values})
-        saib = getattr(getattr(module, "iecl", None), "saib", None)
-        if saib is not None:
+        objective = transforming(module)
+        if objective is not None and isinstance(objective.transformer, BaseSAIB):
             save_saib(
-                saib, self.path.parent / f"saib-epoch-{trainer.current_epoch:04d}.safetensors"
+                objective.transformer,
+                self.path.parent / f"saib-epoch-{trainer.current_epoch:04d}.safetensors",
             )
 
     def _write(self, row: dict[str, float]) -> None:

@@ -6,10 +6,9 @@ import time
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-_SHOWN = (
-    *("train_acc1_epoch", "val_acc1", "train_iecl_kl_epoch", "train_iecl_entropy_epoch"),
-    *("train_climb_entropy_bound_epoch", "train_climb_coding_rate_epoch"),
-)
+from iecl_solo.solo.registry import shown_terms
+
+_SHOWN = ("train_acc1_epoch", "val_acc1", *shown_terms())
 
 
 class EpochLine(Callback):
@@ -30,11 +29,13 @@ class EpochLine(Callback):
         if not trainer.is_global_zero:
             return
         logged = trainer.callback_metrics
+        dataset = getattr(trainer.train_dataloader, "dataset", None)
+        labelled = getattr(dataset, "labelled", True)
         losses = [k for k in logged if k.endswith(("_loss_epoch", "_sim_epoch"))]
         values = "  ".join(
             f"{k.removesuffix('_epoch').removeprefix('train_')} {float(logged[k]):.3f}"
             for k in (*losses, *_SHOWN)
-            if k in logged
+            if k in logged and (labelled or "_acc" not in k)
         )
         seconds = time.perf_counter() - self._start
         epoch = f"{trainer.current_epoch + 1}/{trainer.max_epochs}"

@@ -1,24 +1,20 @@
-"""Each epoch's random numbers depend on the seed and the epoch alone.
+"""Each step's random numbers depend on the seed, the epoch and the step alone.
 
-So a resumed run sees the batches that the uninterrupted one would have seen, and a method and its
-twin see the same ones even if one of them draws more numbers on the way.
+So a resumed run draws what the uninterrupted one would have drawn, and a method and its variant
+draw the same even if one of them draws more on the way.
 """
 
 from __future__ import annotations
 
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from iecl_solo.train.order import seed_all
 
 
-def seed_epoch(seed: int, epoch: int) -> None:
-    """Seed Python, NumPy and torch for an epoch; a prime step keeps neighbouring seeds apart."""
-    seed_everything((seed + 1_000_003 * epoch) % 2**32, workers=True, verbose=False)
-
-
-class EpochSeed(Callback):
-    """Seeds every training epoch but the first of this ``fit``.
-
-    Lightning opens the first epoch's loader before any hook is called, so that one has to be
-    seeded, by ``seed_epoch``, right before ``trainer.fit``.
+class StepSeed(Callback):
+    """Seeds every epoch's start and every training step.
 
     Args:
         seed: the run's seed.
@@ -26,9 +22,18 @@ class EpochSeed(Callback):
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self._first = True
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.fit_loop.restarting:
+            # in the middle of an epoch Lightning leaves this out, and DINO's temperature with it
+            self.on_train_epoch_start(trainer, module)
+            module.on_train_epoch_start()
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if not self._first:
-            seed_epoch(self.seed, trainer.current_epoch)
-        self._first = False
+        seed_all(self.seed, trainer.current_epoch)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # 2 and a third number keep a step's place apart from an image's
+        seed_all(self.seed, trainer.current_epoch, batch_idx, 2)

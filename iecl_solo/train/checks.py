@@ -1,0 +1,93 @@
+"""What a run needs of this machine and of its data, checked before any work."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from omegaconf import DictConfig, OmegaConf
+
+from iecl_solo.errors import IECLError
+from iecl_solo.solo.settings import FOLDER_DATASETS, check_one_of, device_count
+
+#: Logger: the module that it needs, which is also the name of the extra that brings it.
+_LOGGERS = ("tensorboard", "wandb")
+
+
+def check_accelerator(cfg: DictConfig) -> None:
+    """Refuse a device that is not here.
+
+    Raises:
+        IECLError: one line that says what is here.
+    """
+    given = cfg.get("accelerator") or "auto"
+    known = {name: AcceleratorRegistry[name]["accelerator"] for name in AcceleratorRegistry}
+    check_one_of("accelerator", given, ["auto", "gpu", *known])
+    if given == "auto":
+        return
+    here = [name for name, kind in known.items() if kind.is_available()]
+    gpus = [name for name in ("cuda", "mps") if name in here]
+    if given not in here and not (given == "gpu" and gpus):
+        raise IECLError(f"accelerator: {given} is not on this machine, {' or '.join(here)} is")
+    if given in ("gpu", "cuda") and "cuda" in gpus:
+        count = known["cuda"].auto_device_count()
+        if device_count(cfg) > count:
+            raise IECLError(f"devices: {cfg.devices} is more than the {count} of this machine")
+
+
+def check_loggers(cfg: DictConfig) -> None:
+    """Refuse a logger that is not installed, or that nobody is logged in to.
+
+    Raises:
+        IECLError: one line with the command that helps.
+    """
+    for name in _LOGGERS:
+        if OmegaConf.select(cfg, f"{name}.enabled", default=False):
+            spec = find_spec(name)
+            # a mere folder of that name has no origin: W&B leaves one called wandb where it ran
+            if spec is None or spec.origin is None:
+                raise IECLError(
+                    f"{name}.enabled: {name} is not installed: pip install 'iecl-solo[{name}]'"
+                )
+    offline = os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun")
+    if not OmegaConf.select(cfg, "wandb.enabled", default=False) or offline:
+        return
+    if not cfg.wandb.get("offline", False) and not _logged_in():
+        raise IECLError(
+            "wandb.enabled: nobody is logged in: wandb login, or wandb.offline=true for later"
+        )
+
+
+def _logged_in() -> bool:
+    import wandb
+
+    return wandb.api.api_key is not None
+
+
+def check_classes(cfg: DictConfig) -> None:
+    """Refuse folders whose classes are not the same, as when one is a folder too high.
+
+    Raises:
+        IECLError: one line with a class that the training set lacks.
+    """
+    data = cfg.data
+    if data.dataset not in FOLDER_DATASETS or data.get("no_labels") or not data.get("val_path"):
+        return
+    if data.get("format", "image_folder") != "image_folder":
+        return
+    train, val = (
+        {entry.name for entry in Path(path).expanduser().iterdir() if entry.is_dir()}
+        for path in (data.train_path, data.val_path)
+    )
+    extra = sorted(val - train)
+    if not extra:
+        return
+    below = sorted(train, key=lambda name: (not name.startswith("train"), name))
+    inside = [name for name in below if (Path(data.train_path) / name / extra[0]).is_dir()]
+    hint = f"; is it data.train_path={data.train_path}/{inside[0]}?" if inside else ""
+    raise IECLError(
+        f"data.val_path: its class '{extra[0]}' is none of the {len(train)} of data.train_path "
+        f"({', '.join(sorted(train)[:4])}{', ...' * (len(train) > 4)}){hint}"
+    )

@@ -1,0 +1,217 @@
+"""A function in fresh processes: they fail together, say why in one line, and outlive no one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from iecl_solo.errors import IECLError
+from iecl_solo.quiet import quiet
+from iecl_solo.train.stop import Stopped
+
+#: Seconds that a process is given to end by itself once another one has failed, or it was told to.
+GRACE = 20.0
+
+_INTERRUPTED = 130
+
+#: Who launches one process a device; then this package launches none.
+_LAUNCHERS = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID")
+
+
+def launched() -> bool:
+    """Whether this process is one of several already: torchrun's, SLURM's tasks, or ours."""
+    if any(name in os.environ for name in _LAUNCHERS):
+        return True
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+    return SLURMEnvironment.detect() and int(os.environ.get("SLURM_NTASKS", 1)) > 1
+
+
+def ranks(devices: int, num_nodes: int = 1) -> list[dict[str, str]]:
+    """The environment of each process of this node, as Lightning and ``env://`` read it.
+
+    Where there are several nodes, MASTER_ADDR, MASTER_PORT and NODE_RANK are taken as they are.
+
+    >>> [r["LOCAL_RANK"] for r in ranks(2)], ranks(2)[0]["WORLD_SIZE"]
+    (['0', '1'], '2')
+    """
+    node = int(os.environ.get("NODE_RANK", 0))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
+        "MASTER_PORT": os.environ.get("MASTER_PORT", str(port)),
+        "NODE_RANK": str(node),
+        "WORLD_SIZE": str(devices * num_nodes),
+    }
+    return [
+        {**shared, "LOCAL_RANK": str(i), "RANK": str(node * devices + i)} for i in range(devices)
+    ]
+
+
+def _leave_with_parent() -> None:
+    """End this process when its parent is gone, however that went: the pipe to it then closes."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)  # Lightning ends its loaders, and its step
+        time.sleep(GRACE)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _child(
+    errors: connection.Connection,
+    environment: Mapping[str, str],
+    target: Callable[..., None],
+    args: tuple[Any, ...],
+) -> None:
+    _leave_with_parent()
+    os.environ.update(environment)
+    if environment:  # one task of SLURM's that has several devices: it launches nothing itself
+        os.environ.pop("SLURM_NTASKS", None)
+    code = 0
+    with quiet():
+        try:
+            target(*args)
+        except IECLError as error:
+            errors.send(str(error))
+            code = 2
+        except Stopped as stopped:
+            errors.send(stopped.said)
+            code = stopped.code
+        except KeyboardInterrupt:
+            code = _INTERRUPTED
+        except Exception:
+            errors.send(traceback.format_exc())
+            code = 1
+    if environment:
+        # torch takes gloo's threads down with the interpreter, which now and then aborts a
+        # finished process
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def in_processes(
+    target: Callable[..., None], *args: Any, environments: Sequence[Mapping[str, str]] = ({},)
+) -> None:
+    """Run ``target`` in one fresh process for each of ``environments``, and wait for them.
+
+    The first one that fails ends the others. A signal is handed on to them, and they save; all of
+    them end when this process does, killed or not.
+
+    Args:
+        target: a module's function; it and ``args`` are pickled.
+        args: what it is given.
+        environments: variables that are set in each process before it starts.
+
+    Raises:
+        IECLError: what went wrong in the first that failed; which signal killed it, if one did.
+        Stopped: when a signal ended them; KeyboardInterrupt, when nothing had begun.
+    """
+    context = multiprocessing.get_context("spawn")
+    children: list[tuple[BaseProcess, connection.Connection]] = []
+    try:
+        for environment in environments:
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_child, args=(theirs, environment, target, args))
+            process.start()
+            theirs.close()
+            children.append((process, ours))
+        with _handed_on([process for process, _ in children]):
+            failed = _wait([process for process, _ in children])
+    except KeyboardInterrupt:
+        _join([process for process, _ in children])  # a terminal has told them too
+        raise
+    finally:
+        ended_by_us = _end([process for process, _ in children])
+    if failed:
+        codes = [None if p in ended_by_us else p.exitcode for p, _ in children]
+        _raise(codes, [ours.recv() if ours.poll() else None for _, ours in children])
+
+
+@contextmanager
+def _handed_on(processes: list[BaseProcess]) -> Iterator[None]:
+    """Hand on what a scheduler sends: to end, or that the time is nearly over."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def tell(number: int, _: Any) -> None:
+        for process in processes:
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, number)
+
+    wanted = (signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, tell) for number in wanted}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _wait(processes: list[BaseProcess]) -> bool:
+    """Until all have ended, or one has failed."""
+    while running := [process for process in processes if process.exitcode is None]:
+        connection.wait([process.sentinel for process in running])
+        if any(process.exitcode for process in processes):
+            return True
+    return any(process.exitcode for process in processes)
+
+
+def _join(processes: list[BaseProcess], seconds: float = GRACE) -> None:
+    end = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+
+
+def _end(processes: list[BaseProcess]) -> set[BaseProcess]:
+    """End what still runs: asked first, then killed. Those that had to be."""
+    _join(processes, 2.0 if any(p.exitcode for p in processes) else 0.0)  # their peers' end too
+    running = {process for process in processes if process.is_alive()}
+    for process in running:
+        process.terminate()
+    _join(list(running))
+    for process in running:
+        process.kill()
+        process.join()
+    return running
+
+
+def _raise(codes: Sequence[int | None], said: Sequence[str | None]) -> None:
+    """The error that tells most: a signal's victim says nothing, and its peers only lost it."""
+    several = len(codes) > 1
+    for rank, code in enumerate(codes):
+        if code is not None and code < 0:
+            who = f"the process of rank {rank}" if several else "the run"
+            raise IECLError(f"{who} was killed by {signal.Signals(-code).name}")
+    for wanted in (2, 1):
+        for rank, (code, text) in enumerate(zip(codes, said, strict=True)):
+            if code == wanted and text:
+                if wanted == 2 or not several:
+                    raise IECLError(text)
+                raise IECLError(f"{text.rstrip()} (rank {rank} of {len(codes)})")
+    for code, text in zip(codes, said, strict=True):
+        if code is not None and code > 128:
+            if text is None:
+                raise KeyboardInterrupt
+            raise Stopped(code - 128, text)
+    raise IECLError("a process of the run ended without a word")

@@ -1,0 +1,69 @@
+"""A folder of photos that nobody sorted: any nesting, a list of paths, several folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from support import HOST, raw_config
+
+from iecl_solo.errors import IECLError
+from iecl_solo.solo.data import pretrain_loader
+from iecl_solo.train.complete import complete
+from iecl_solo.train.fit import pretrain
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("photos")
+    for i, name in enumerate(["a.png", "2024/b.JPG", "2024/may/c.jpeg", "2025/d.png"] * 3):
+        path = root / f"{i}" / name if i > 3 else root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (20 * i, 100, 200)).save(path)
+    (root / "notes.txt").write_text("not an image")
+    return root
+
+
+def config(path: object, **overrides: object) -> object:
+    cfg = OmegaConf.create(raw_config("iecl_simclr", Path("."), data__no_labels=True, **overrides))
+    cfg.data.train_path = path
+    return cfg
+
+
+def test_any_nesting_and_several_sources(photos: Path, tmp_path: Path):
+    (tmp_path / "list.txt").write_text(f"{photos / 'a.png'}\n{photos / '2025/d.png'}\n")
+    given = {str(photos): 12, str(tmp_path / "list.txt"): 2}
+    for path, images in given.items():
+        cfg = complete(config(path, optimizer__batch_size=2), HOST)
+        assert len(pretrain_loader(cfg, HOST).dataset) == images
+        assert cfg.data.train_path == path and cfg.data.num_classes == 1
+    folders = [str(photos / "2024"), str(photos / "2025")]
+    cfg = complete(config(folders, optimizer__batch_size=2), HOST)
+    assert cfg.data.train_path == folders
+    assert len(pretrain_loader(cfg, HOST).dataset) == 3
+
+
+def test_a_run_is_finite_and_shows_no_accuracy(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    cfg = config(str(photos), checkpoint__dir=str(tmp_path / "runs"), max_epochs=1)
+    run = pretrain(cfg)
+    assert run.result is not None
+    printed = capsys.readouterr().out
+    assert "epoch 1/1" in printed and "acc" not in printed
+    losses = [v for k, v in run.result["metrics"].items() if "loss" in k]
+    assert losses and torch.tensor(losses).isfinite().all()
+    state = torch.load(run.checkpoint, weights_only=True)["state_dict"]
+    assert all(value.isfinite().all() for value in state.values())
+
+
+def test_too_few_and_none_are_one_line(photos: Path, tmp_path: Path):
+    with pytest.raises(IECLError, match="more than the 12 images"):
+        complete(config(str(photos), optimizer__batch_size=64), HOST)
+    with pytest.raises(IECLError, match=r"data.train_path: .*nowhere: no such folder"):
+        complete(config(str(tmp_path / "nowhere")), HOST)
+    with pytest.raises(IECLError, match=r"data.train_path: .*holds no image"):
+        complete(config(str(tmp_path)), HOST)
