@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from iecl_solo.evaluate.gallery import make_gallery
-from iecl_solo.experiments.store import Store
+from iecl_solo.experiments.store import STORE, Store
 
 BATCH = "optimizer.batch_size"
 
@@ -99,13 +99,13 @@ def make_store(
         spread: standard deviation of a paired difference.
         meta: more of it.
     """
-    store = Store(path / "store.sqlite")
+    store = Store(path / STORE)
     baseline = next(iter(arms))
     axes = axes or {}
     ids = []
     grid = itertools.product(seeds, arms, data, itertools.product(*axes.values()))
     for i, (seed, arm, name, values) in enumerate(grid):
-        ids.append(f"{name}-{arm}-{values}-{seed}")
+        ids.append(f"{name}-{arm}-{values}-{seed}".replace("/", "_"))  # they name files
         if i in absent:
             continue
         rng = np.random.default_rng(i)

@@ -283,9 +283,8 @@ def read(store: Store) -> Results:
     arms = [arm for arm in meta.get("arms") or {} if arm in present]
     arms += [arm for arm in present if arm not in arms]
     done = cells[cells["status"] == "done"]
-    done = done[["id", "arm", "against", "seed", "setting", "device"]].rename(
-        columns={"id": "cell"}
-    )
+    done = done[["id", "arm", "against", "seed", "setting", "device"]]
+    done = done.rename(columns={"id": "cell"}).astype({"cell": object})  # also where it is empty
     runs = done.merge(store.metrics().rename(columns={"name": "measure"}), on="cell")
     runs = _telling(runs, cells)
     curves = done.merge(store.curves(), on="cell")

@@ -20,7 +20,7 @@ from support_report import ARMS, BATCH, add_galleries, make_store, rich_store
 import iecl_solo.report.sections as report_sections
 from iecl_solo.cli.main import main
 from iecl_solo.evaluate import pictures
-from iecl_solo.experiments.store import Store
+from iecl_solo.experiments.store import STORE, Store
 from iecl_solo.report.answer import answer, collapses
 from iecl_solo.report.figures import COLOURS, looks
 from iecl_solo.report.page import write_report
@@ -160,7 +160,7 @@ def test_poor_store_has_no_empty_section(tmp_path: Path):
 
 
 def test_empty_store(tmp_path: Path):
-    write_report(Store(tmp_path / "store.sqlite"), tmp_path)
+    write_report(Store(tmp_path / STORE), tmp_path)
     assert sections(tmp_path) == {"runs"}
     assert "Nothing can be said yet" in Page(tmp_path / "report.html").text
     assert not (tmp_path / "tables").exists()
@@ -489,7 +489,7 @@ def test_command(given: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_command_without_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["report", str(tmp_path)]) == 2
-    assert "no such file" in capsys.readouterr().err
+    assert "no rows are in it" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -532,7 +532,7 @@ def test_no_objective_is_named_in_the_report():
 
 
 def test_terms_are_called_as_their_objective_says():
-    assert title("iecl_kl") == "KL term (nats)"
+    assert title("iecl_kl") == "KL of the embeddings (nats per dimension)"
     assert title("climb_entropy_bound") == "upper bound on H(Z) (nats)"
     assert title("iecl_some_new_term") == "some new term"
 
@@ -637,10 +637,10 @@ def test_pictures_are_found_beside_the_store_wherever_it_was_made(tmp_path: Path
     store = make_store(tmp_path / "here", arms=TWO, seeds=(0,))
     add_galleries(tmp_path / "here", store)
     (tmp_path / "here").rename(tmp_path / "there")
-    moved = read(Store(tmp_path / "there" / "store.sqlite"))
+    moved = read(Store(tmp_path / "there" / STORE))
     assert [arm for _, arm, _, _ in moved.galleries] == list(TWO)
     shutil.rmtree(tmp_path / "there" / "runs")
-    assert read(Store(tmp_path / "there" / "store.sqlite")).galleries == []
+    assert read(Store(tmp_path / "there" / STORE)).galleries == []
 
 
 def test_all_figures_have_the_same_colours():
