@@ -109,7 +109,7 @@ def main() -> None:
             )
             backbone = load_backbone(pretrained, host)
             train, test = (extract_features(backbone, evaluation_loader(s, 256, 0)) for s in sets)
-            accuracy, _ = knn_accuracy(host, train, test)
+            accuracy, _ = knn_accuracy(train, test)
             rows.append({"setting": setting, "seed": seed, "k-NN %": accuracy})
             print(json.dumps(rows[-1]), flush=True)
     frame = pd.DataFrame(rows).pivot_table(

@@ -99,7 +99,7 @@ def row(backbone: str, variant: str, args: argparse.Namespace) -> dict[str, floa
     )
     network = load_backbone(pretrained, host)
     train, test = (extract_features(network, evaluation_loader(s, 256, 0)) for s in sets)
-    accuracy, _ = knn_accuracy(host, train, test)
+    accuracy, _ = knn_accuracy(train, test)
 
     held_out = pretrained.cfg.copy()
     held_out.data.train_path = str(images / "held_out")

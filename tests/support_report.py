@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from iecl_solo.experiments.store import Store
+from iecl_solo.evaluate.gallery import make_gallery
+from iecl_solo.experiments.store import STORE, Store
 
 BATCH = "optimizer.batch_size"
 
@@ -97,13 +99,13 @@ def make_store(
         spread: standard deviation of a paired difference.
         meta: more of it.
     """
-    store = Store(path / "store.sqlite")
+    store = Store(path / STORE)
     baseline = next(iter(arms))
     axes = axes or {}
     ids = []
     grid = itertools.product(seeds, arms, data, itertools.product(*axes.values()))
     for i, (seed, arm, name, values) in enumerate(grid):
-        ids.append(f"{name}-{arm}-{values}-{seed}")
+        ids.append(f"{name}-{arm}-{values}-{seed}".replace("/", "_"))  # they name files
         if i in absent:
             continue
         rng = np.random.default_rng(i)
@@ -169,7 +171,7 @@ def rich_store(path: Path) -> Store:
         for i, size in enumerate((64, 128, 256))
         for arm in ("simclr", "iecl_simclr")
     ]
-    return make_store(
+    store = make_store(
         path,
         axes={BATCH: [64, 128, 256]},
         seeds=(0, 1, 2, 3),
@@ -181,3 +183,39 @@ def rich_store(path: Path) -> Store:
         published=published,
         measures=["knn_acc1", "linear_acc1", "query_entropy"],
     )
+    add_galleries(path, store)
+    return store
+
+
+def add_galleries(path: Path, store: Store, labelled: bool = True) -> None:
+    """Give each finished cell of a store a run's folder with made-up pictures in it."""
+    for cell in store.cells().to_dict("records"):
+        if cell["status"] != "done":
+            continue
+        rng = np.random.default_rng(len(cell["arm"]))
+        config = {**cell["config"], "name": cell["id"], "checkpoint": {"dir": "away"}}
+        if not labelled:
+            config["data"] = {"no_labels": True}
+        metrics = store.metrics()
+        own = metrics[metrics["cell"] == cell["id"]].set_index("name")["value"].to_dict()
+        if not labelled:
+            own = {k: v for k, v in own.items() if "acc" not in k}
+            own |= {"rankme": 20 + rng.normal(), "lidar": 10 + rng.normal(), "uniformity": -2.0}
+        curves = store.curves()
+        rows = curves[curves["cell"] == cell["id"]][["epoch", "name", "value"]]
+        about = {name: cell[name] for name in ("seconds", "device", "versions", "command")}
+        lines = list(rows.itertuples(index=False, name=None))
+        store.finish(cell["id"], own, lines, config=config, **about)
+        folder = path / "runs" / cell["method"] / cell["id"]
+        folder.mkdir(parents=True)
+        labels = torch.arange(60) % 3 if labelled else None
+        features = torch.from_numpy(rng.normal(size=(60, 8))).float()
+        features[:, :3] += 2 * torch.eye(3)[torch.arange(60) % 3]
+        hue = 70 * (np.arange(60) % 3)
+        views = rng.integers(0, 255, (6, 16, 16, 3), dtype=np.uint8)
+        changed = (views, 255 - views) if isinstance(cell["against"], str) else None
+
+        def picture(i: int, hue: np.ndarray = hue) -> np.ndarray:
+            return np.full((16, 16, 3), (hue[i], 90, 200 - hue[i]), np.uint8)
+
+        make_gallery(features, labels, picture, changed).save(folder)

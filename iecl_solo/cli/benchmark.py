@@ -101,6 +101,8 @@ def _begin(benchmark: BenchmarkConfig, store: Store, line: str) -> None:
             *("data", "seeds", "published", "evaluation"),
         )
     }
+    # a YAML of one's own need not have presets, and is then not "the paper's"
+    meta["preset"] = benchmark.preset if benchmark.presets else None
     meta["command"] = line
     meta["cells"] = [cell.id for cell in cells(benchmark)]
     store.begin(meta, fixed=("name", "preset", "kind"))

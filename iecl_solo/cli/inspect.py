@@ -13,18 +13,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="a .ckpt file of a run, or the run's folder")
     parser.add_argument("--data", help="a folder of <class>/<image>; the run's own if not given")
     parser.add_argument("--to", help="folder for the figures; RUN/inspect if not given")
-    parser.add_argument("--images", type=int, default=256, help="images whose embeddings count")
-    parser.add_argument("--probes", type=int, default=8, help="random probes of log|det J|")
-    parser.add_argument("--volume-images", type=int, default=0, help="images of the log-volume")
+    own = "; as the run's monitor has it if not given"
+    parser.add_argument("--images", type=int, help=f"images whose embeddings count{own}")
+    parser.add_argument("--probes", type=int, help=f"random probes of log|det J|{own}")
+    parser.add_argument("--volume-images", type=int, help=f"images of the log-volume{own}")
 
 
 @quiet()
 def run(args: argparse.Namespace) -> int:
-    """Print every measure, write them as JSON, and draw what the run kept."""
-    import pandas as pd
-    import torch
+    """Print every measure, write them as JSON, and draw what the run kept.
 
-    from iecl_solo.evaluate.load import load_method, read_pretrained
+    With no option, on the very views that the monitor measured last, so that both say the same.
+    """
+    import pandas as pd
+
+    from iecl_solo.evaluate.load import first_views, load_method, read_pretrained
     from iecl_solo.evaluate.pictures import (
         plot_monitor,
         plot_saib_over_training,
@@ -33,30 +36,39 @@ def run(args: argparse.Namespace) -> int:
     from iecl_solo.files import write_json
     from iecl_solo.lipschitz import sigmas
     from iecl_solo.saib import load_saib
-    from iecl_solo.solo.data import pretrain_loader
+    from iecl_solo.solo.config import parse_block, plain
     from iecl_solo.solo.host import find_host
     from iecl_solo.solo.settings import check_image_folder
     from iecl_solo.train.callbacks.entropy_monitor import MonitorConfig, measure
     from iecl_solo.train.logs import read_metrics
     from iecl_solo.train.run import versions
 
-    config = MonitorConfig(images=args.images, probes=args.probes, volume_images=args.volume_images)
     host = find_host()
     pretrained = read_pretrained(args.checkpoint)
     cfg, folder = pretrained.cfg, pretrained.path.parent
     if args.data is not None:
         cfg.data.train_path = args.data
     available = check_image_folder("--data", cfg.data.train_path)
-    cfg.optimizer.batch_size = min(args.images, available)
+    given = {"images": args.images, "probes": args.probes, "volume_images": args.volume_images}
+    own = plain(cfg.get("monitor")) or {}
+    own |= {name: value for name, value in given.items() if value is not None}
+    config = parse_block("monitor", MonitorConfig, own)
+    if args.images is not None:
+        cfg.optimizer.batch_size = args.images
+    cfg.optimizer.batch_size = min(cfg.optimizer.batch_size, available)
     model = load_method(pretrained, host)
-    torch.manual_seed(cfg.seed)
-    _, views, _ = next(iter(pretrain_loader(cfg, host)))
+    epoch = int(pretrained.checkpoint["epoch"])
+    views = first_views(cfg, host, epoch)
     values = measure(model, host, views, config)
+    images = min(config.images, len(views[0]))
+    print(f"{images} images, the first of epoch {epoch + 1} (seed {cfg.seed}) of {available}")
     to = Path(args.to) if args.to else folder / "inspect"
     for name, value in values.items():
         if "/" not in name:  # the layers' own are in the file and in the picture
             print(f"{name:<22}{value:.5g}")
-    write_json(to / "inspect.json", {"measures": values, "versions": versions(host)})
+    sample = {"images": images, "epoch": epoch, "seed": cfg.seed, "of": available}
+    about = {"sample": sample, "versions": versions(host)}
+    write_json(to / "inspect.json", {"measures": values, **about})
     plot_singular_values(sigmas(getattr(model, host.online)), to / "singular_values.png")
     if (folder / "monitor.csv").is_file():
         monitor = pd.read_csv(folder / "monitor.csv")

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from iecl_solo.cli.hydra_app import Invocation
 from iecl_solo.errors import IECLError
-from iecl_solo.evaluate.knn import DISTANCES, extract_features, knn_accuracy
+from iecl_solo.evaluate.knn import DISTANCES, extract_features, knn_accuracies
 from iecl_solo.evaluate.load import load_backbone, read_pretrained
 from iecl_solo.files import write_json
 from iecl_solo.solo.config import plain
@@ -76,11 +76,16 @@ def main(cfg: DictConfig, given: Invocation) -> None:
         for s in (train_set, test_set)
     )
     rows = []
-    for distance, k in itertools.product(cfg.distance_function, cfg.k):
-        for temperature in cfg.temperature if distance == "cosine" else [cfg.temperature[0]]:
-            top1, top5 = knn_accuracy(
-                host, train, test, k=k, temperature=temperature, distance=distance
+    for distance in cfg.distance_function:
+        temperatures = cfg.temperature if distance == "cosine" else [cfg.temperature[0]]
+        scores = {
+            temperature: knn_accuracies(
+                train, test, k=cfg.k, temperature=temperature, distance=distance, device=device
             )
+            for temperature in temperatures
+        }
+        for k, temperature in itertools.product(cfg.k, temperatures):
+            top1, top5 = scores[temperature][k]
             row = {"distance": distance, "k": k, "acc1": top1, "acc5": top5}
             if distance == "cosine":
                 row["temperature"] = temperature

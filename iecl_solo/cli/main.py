@@ -25,6 +25,7 @@ PLAIN_COMMANDS = {
     "embed": ("embed", "write the features of any folder of images: parquet, npy or csv"),
     "export": ("export", "write a checkpoint's backbone, or its SAIB, as safetensors"),
     "inspect": ("inspect", "measure a finished run's entropies, and draw them"),
+    "dense": ("dense", "judge a frozen feature map by a linear head's segmentation"),
     "report": ("report", "write what a benchmark's rows say: a page, Markdown, LaTeX, CSV"),
     "digits": ("digits", "write scikit-learn's digits as a folder of images"),
     "install-host": ("install_host", "install solo-learn, from the index, GitHub or a path"),

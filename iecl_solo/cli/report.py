@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the report and say where, and what it says."""
+    from iecl_solo.errors import IECLError
     from iecl_solo.experiments.store import STORE, Store, read_rows
     from iecl_solo.report.answer import answer
     from iecl_solo.report.page import write_report
@@ -30,6 +31,8 @@ def run(args: argparse.Namespace) -> int:
                 store.put(row)
         else:
             inside = path / STORE
+            if path.is_dir() and not inside.is_dir() and not any(path.glob("*.json")):
+                raise IECLError(f"store {path}: no rows are in it")
             store = Store(inside if inside.is_dir() else path, create=False)
             beside = store.path.parent
         page = write_report(store, Path(args.to) if args.to else beside)

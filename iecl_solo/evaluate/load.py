@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from iecl_solo.errors import IECLError
 from iecl_solo.files import read_json
@@ -16,8 +16,10 @@ from iecl_solo.solo.backbones import build_backbone
 from iecl_solo.solo.build import build_model
 from iecl_solo.solo.checkpoint import backbone_state, load_strictly, read_checkpoint
 from iecl_solo.solo.config import plain
+from iecl_solo.solo.data import pretrain_loader
 from iecl_solo.solo.host import Host
 from iecl_solo.solo.registry import check_method
+from iecl_solo.train.order import seeded
 from iecl_solo.train.run import ARGS
 
 
@@ -73,6 +75,20 @@ def load_backbone(pretrained: Pretrained, host: Host) -> nn.Module:
     state = backbone_state(pretrained.checkpoint, pretrained.path)
     load_strictly(backbone, state, pretrained.path)
     return backbone
+
+
+def first_views(cfg: DictConfig, host: Host, epoch: int) -> list[Tensor]:
+    """The views (B, 3, H, W) of an epoch's first batch, as the training run saw them.
+
+    Args:
+        cfg: the run's completed configuration.
+        host: the solo-learn in use.
+        epoch: counted from 0.
+    """
+    loader, order = seeded(pretrain_loader(cfg, host), cfg.seed)
+    order.resume(epoch, 0)
+    _, views, _ = next(iter(loader))
+    return list(views)
 
 
 def load_method(pretrained: Pretrained, host: Host) -> LightningModule:

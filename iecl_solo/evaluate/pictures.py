@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
+from iecl_solo.evaluate.palette import BASELINE, OTHERS
 from iecl_solo.saib import match_statistics
 from iecl_solo.train.logs import host_loss, is_term
 
-# colour-blind safe, and told apart in grey
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+_COLOURS = (BASELINE, *OTHERS)  # the baseline's run is the first one
 
 
 def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:

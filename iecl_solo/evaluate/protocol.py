@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from iecl_solo import checks
 from iecl_solo.errors import IECLError
+from iecl_solo.evaluate.corruptions import CORRUPTIONS, SEVERITIES
 
 
 @dataclass
@@ -42,13 +43,92 @@ class LinearProtocol:
 
 @dataclass
 class FinetuneProtocol:
-    """The whole network trained on a share of the labels; ``fractions: []`` leaves it out."""
+    """The whole network trained on a share of the labels; ``fractions: []`` leaves it out.
+
+    Of several ``lr`` the best on a held-out part of those labels is taken.
+    """
 
     fractions: list[float] = field(default_factory=list)
     max_epochs: int = 20
-    lr: float = 0.1
+    lr: list[float] = field(default_factory=lambda: [0.1])
     weight_decay: float = 0.0
     batch_size: int = 64
+
+
+#: What can be measured beside the accuracies, by ``evaluation.measures``.
+MEASURES = ("label_free", "retrieval", "corruptions", "dense_miou")
+
+
+@dataclass
+class LabelFreeProtocol:
+    """RankMe, LiDAR, alpha-ReQ, uniformity, alignment: of runs without labels, and where asked.
+
+    The first ``rank_images`` images are shown as evaluation shows them; of ``images`` of them
+    ``views`` augmented views are drawn by the run's own augmentations.
+    """
+
+    rank_images: int = 10_000
+    images: int = 256
+    views: int = 8
+
+
+@dataclass
+class RetrievalProtocol:
+    """recall@k by labels; with a ``pattern``, of the same object by another source as well.
+
+    ``pattern`` is a regular expression that names an ``object``, and optionally a ``source``, in
+    each test image's path below the test folder: ``(?P<source>[^/]+)/(?P<object>[^/]+)[.]png``.
+    """
+
+    k: list[int] = field(default_factory=lambda: [1, 5, 10])
+    pattern: str | None = None
+
+
+@dataclass
+class CorruptionProtocol:
+    """k-NN and probe, trained on clean images, on corrupted test images.
+
+    The mean is over ``corruptions`` (all 15 if empty) and ``severities``, each on the same
+    ``images`` of the test set.
+    """
+
+    corruptions: list[str] = field(default_factory=list)
+    severities: list[int] = field(default_factory=lambda: list(SEVERITIES))
+    images: int = 1000
+
+
+#: torchvision's segmentation data sets that are taken by name.
+SEGMENTATION = ("VOCSegmentation", "OxfordIIITPet")
+
+
+@dataclass
+class DenseProtocol:
+    """The ``dense:`` block: where images and masks are, and how the head is trained.
+
+    Attributes:
+        root: a folder with ``{train,val}/images`` and ``{train,val}/masks``; a mask is a PNG named
+            as its image, each pixel a class, 255 for none. With ``torchvision`` its data folder.
+        torchvision: VOCSegmentation or OxfordIIITPet, instead of folders of one's own.
+        size: height and width at which images are shown; the run's own if not given.
+        max_epochs: of the head.
+        lr: of Adam, falling to 0 by a cosine.
+        batch_size: images of a step.
+    """
+
+    root: str | None = None
+    torchvision: str | None = None
+    size: int | None = None
+    max_epochs: int = 30
+    lr: float = 1e-2
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        if self.torchvision is not None and self.torchvision not in SEGMENTATION:
+            raise unknown_name("dense.torchvision", self.torchvision, SEGMENTATION)
+        for name in ("size", "max_epochs", "batch_size", "lr"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise IECLError(f"dense.{name}: {value} is not above 0")
 
 
 @dataclass
@@ -60,7 +140,13 @@ class EvaluationConfig:
         linear: linear evaluation.
         finetune: fine-tuning on few labels.
         held_out: share of the training set that chooses, where there is something to choose.
-        datasets: other data sets by name, for transfer: ``dataset``, ``train_path``, ``val_path``.
+        datasets: other data sets by name, for transfer: ``dataset``, ``train_path``, ``val_path``,
+            or ``torchvision``, the name of one of its classes, and ``root``, where it is on disk.
+        measures: what else to measure, out of ``MEASURES``.
+        label_free: what needs no labels.
+        retrieval: recall@k.
+        corruptions: the 15 corruptions of ImageNet-C.
+        dense: mIoU of a linear head on the feature map.
     """
 
     knn: KNNProtocol = field(default_factory=KNNProtocol)
@@ -68,18 +154,51 @@ class EvaluationConfig:
     finetune: FinetuneProtocol = field(default_factory=FinetuneProtocol)
     held_out: float = 0.1
     datasets: dict[str, Any] = field(default_factory=dict)
+    measures: list[str] = field(default_factory=list)
+    label_free: LabelFreeProtocol = field(default_factory=LabelFreeProtocol)
+    retrieval: RetrievalProtocol = field(default_factory=RetrievalProtocol)
+    corruptions: CorruptionProtocol = field(default_factory=CorruptionProtocol)
+    dense: DenseProtocol = field(default_factory=DenseProtocol)
 
     def __post_init__(self) -> None:
+        for name in self.measures:
+            checks.one_of("evaluation.measures", name, MEASURES)
+        if "dense_miou" in self.measures and self.dense.root is None:
+            raise IECLError("evaluation.dense.root: no value is given, dense_miou needs one")
+        for name, count in vars(self.label_free).items():
+            checks.whole(f"evaluation.label_free.{name}", count, 2)
         checks.number("evaluation.held_out", self.held_out, 0, 0.99, above=True)
-        for name, values in (("knn.k", self.knn.k), ("linear.lr", self.linear.lr)):
+        for name in self.corruptions.corruptions:
+            checks.one_of("evaluation.corruptions.corruptions", name, CORRUPTIONS)
+        severities = self.corruptions.severities
+        if not severities or not set(severities) <= set(SEVERITIES):
+            raise IECLError(f"evaluation.corruptions.severities: {severities} is not out of 1 to 5")
+        checks.whole("evaluation.corruptions.images", self.corruptions.images, 1)
+        for name, values in (
+            ("knn.k", self.knn.k),
+            ("linear.lr", self.linear.lr),
+            ("finetune.lr", self.finetune.lr),
+            ("retrieval.k", self.retrieval.k),
+        ):
             if not values or min(values) <= 0:
                 raise IECLError(f"evaluation.{name}: {values} is not a list of positive numbers")
         for share in self.finetune.fractions:
             checks.number("evaluation.finetune.fractions", share, 0, 1, above=True)
         for name, data in self.datasets.items():
-            missing = {"dataset", "train_path", "val_path"} - set(data)
-            if missing:
+            known = "torchvision" in data
+            wanted = {"torchvision", "root"} if known else {"dataset", "train_path", "val_path"}
+            if missing := wanted - set(data):
                 raise IECLError(f"evaluation.datasets.{name}: {sorted(missing)} missing")
+
+
+def decay_epochs(max_epochs: int) -> list[int]:
+    """The epochs after which a linear layer's learning rate falls to a tenth.
+
+    Example:
+        >>> decay_epochs(30), decay_epochs(2)
+        ([18, 24, 27], [1])
+    """
+    return sorted({max(1, int(max_epochs * part)) for part in (0.6, 0.8, 0.9)})
 
 
 def linear_config(
@@ -96,7 +215,7 @@ def linear_config(
         protocol: linear evaluation, or fine-tuning.
         checkpoint: of the pretraining run.
     """
-    steps = sorted({max(1, int(protocol.max_epochs * part)) for part in (0.6, 0.8, 0.9)})
+    steps = decay_epochs(protocol.max_epochs)
     finetune = isinstance(protocol, FinetuneProtocol)
     return OmegaConf.create(
         {
@@ -113,7 +232,7 @@ def linear_config(
             "optimizer": {
                 "name": "sgd",
                 "batch_size": protocol.batch_size,
-                "lr": protocol.lr[0] if isinstance(protocol, LinearProtocol) else protocol.lr,
+                "lr": protocol.lr[0],
                 "weight_decay": protocol.weight_decay,
             },
             "scheduler": {"name": "step", "lr_decay_steps": steps},

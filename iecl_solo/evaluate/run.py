@@ -2,44 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import itertools
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from lightning.pytorch import LightningModule
+from omegaconf import DictConfig
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision import transforms
 
-from iecl_solo.evaluate.knn import extract_features, knn_accuracy
+from iecl_solo.errors import IECLError
+from iecl_solo.evaluate.corruptions import CORRUPTIONS, check_library, corrupted
+from iecl_solo.evaluate.dense import dense_miou, masked_sets, square
+from iecl_solo.evaluate.features import Images
+from iecl_solo.evaluate.gallery import VIEWS, changed_views, make_gallery, to_pixels
+from iecl_solo.evaluate.knn import extract_features, knn_accuracies, knn_accuracy
+from iecl_solo.evaluate.label_free import label_free
 from iecl_solo.evaluate.linear import linear_accuracy
-from iecl_solo.evaluate.load import Pretrained, load_backbone, load_method, read_pretrained
-from iecl_solo.evaluate.protocol import EvaluationConfig, KNNProtocol, linear_config
+from iecl_solo.evaluate.load import (
+    Pretrained,
+    first_views,
+    load_backbone,
+    load_method,
+    read_pretrained,
+)
+from iecl_solo.evaluate.probe import Probes, fit_probes
+from iecl_solo.evaluate.protocol import (
+    DenseProtocol,
+    EvaluationConfig,
+    KNNProtocol,
+    decay_epochs,
+    linear_config,
+)
+from iecl_solo.evaluate.retrieval import groups_by_name, recall_at_k
+from iecl_solo.evaluate.transfer import augmenting, torchvision_sets
 from iecl_solo.files import read_json, write_json
+from iecl_solo.images import image_files
 from iecl_solo.solo.config import plain
-from iecl_solo.solo.data import evaluation_datasets, evaluation_loader, pretrain_loader
+from iecl_solo.solo.data import (
+    evaluation_datasets,
+    evaluation_loader,
+    evaluation_transform,
+    pretrain_loader,
+)
 from iecl_solo.solo.embed import query_entropy
 from iecl_solo.solo.host import Host, find_host
-from iecl_solo.solo.settings import prepare_linear
+from iecl_solo.solo.settings import prepare_linear, sources, without_labels
+from iecl_solo.solo.wrapper import objectives
 from iecl_solo.train.fit import trainer_arguments
 from iecl_solo.train.logs import read_monitor
+from iecl_solo.train.order import SeededViews
 from iecl_solo.train.run import Run, versions
 
 EVALUATION = "evaluation.json"
+_NO_EPOCH = 10**9
 Labelled = tuple[Tensor, Tensor]
-
-
-class _Features(nn.Module):
-    """Stands for a frozen backbone whose features (N, d) were computed beforehand."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = self.inplanes = num_features
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
 
 
 def split(labels: Tensor, share: float, seed: int) -> tuple[Sequence[int], Sequence[int]]:
@@ -60,21 +84,31 @@ def _at(data: Labelled, indices: Sequence[int]) -> Labelled:
     return data[0][indices], data[1][indices]
 
 
+def device() -> str:
+    """Where features are computed and compared."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _knn(
-    host: Host, train: Labelled, test: Labelled, protocol: KNNProtocol, held_out: float
+    train: Labelled, test: Labelled, protocol: KNNProtocol, held_out: float
 ) -> dict[str, float]:
     options: dict[str, Any] = {
         "temperature": protocol.temperature,
         "distance": protocol.distance,
+        "device": device(),
     }
     best = protocol.k[0]
     if len(protocol.k) > 1:
         chosen, rest = split(train[1], held_out, 0)
-        voters, judged = _at(train, rest), _at(train, chosen)
-        scores = {k: knn_accuracy(host, voters, judged, k=k, **options)[0] for k in protocol.k}
-        best = max(scores, key=scores.__getitem__)
-    top1, top5 = knn_accuracy(host, train, test, k=best, **options)
+        scores = knn_accuracies(_at(train, rest), _at(train, chosen), k=protocol.k, **options)
+        best = max(scores, key=lambda k: scores[k][0])
+    top1, top5 = knn_accuracy(train, test, k=best, **options)
     return {"knn_acc1": top1, "knn_acc5": top5, "knn_k": best}
+
+
+def _own_data(cfg: DictConfig) -> dict[str, Any]:
+    """The data set that a run was trained on."""
+    return {name: cfg.data[name] for name in ("dataset", "train_path", "val_path", "format")}
 
 
 class _Evaluation:
@@ -86,10 +120,16 @@ class _Evaluation:
         self.pretrained, self.host, self.protocol, self.data = pretrained, host, protocol, data
         self.cfg = pretrained.cfg
         self.backbone = load_backbone(pretrained, host)
-        plain_train, test = self._datasets(augment=False)
-        self.train, self.test = (self._features(s) for s in (plain_train, test))
+        plain_train, self.test_set = self._datasets(augment=False)
+        self.train, self.test = (self._features(s) for s in (plain_train, self.test_set))
+        self.classes = int(torch.cat([self.train[1], self.test[1]]).max()) + 1
 
     def _datasets(self, *, augment: bool) -> tuple[Any, Any]:
+        if "torchvision" in self.data:
+            size = self.cfg.augmentations[0].crop_size
+            shown = evaluation_transform(self.host, self.cfg.data.dataset, size)
+            for_train = augmenting(shown, size) if augment else shown
+            return torchvision_sets(self.data["torchvision"], self.data["root"], for_train, shown)
         return evaluation_datasets(
             self.host,
             self.data["dataset"],
@@ -101,14 +141,17 @@ class _Evaluation:
         )
 
     def _features(self, dataset: Any) -> Labelled:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         return extract_features(
-            self.backbone, evaluation_loader(dataset, 256, self.cfg.data.num_workers), device
+            self.backbone, evaluation_loader(dataset, 256, self.cfg.data.num_workers), device()
         )
 
     def _config(self, protocol: Any) -> tuple[DictConfig, dict[str, Any]]:
-        linear = linear_config(self.cfg, self.data, protocol, str(self.pretrained.path))
+        known = "torchvision" in self.data  # which the host cannot count the classes of
+        data = _own_data(self.cfg) if known else self.data
+        linear = linear_config(self.cfg, data, protocol, str(self.pretrained.path))
         linear = prepare_linear(linear, self.host)
+        if known:
+            linear.data.num_classes = self.classes
         arguments = trainer_arguments(linear) | {
             "logger": False,
             "enable_progress_bar": False,
@@ -116,20 +159,28 @@ class _Evaluation:
         }
         return linear, arguments
 
-    def _on_features(self, lr: float, train: Labelled, test: Labelled) -> tuple[float, float]:
-        linear, arguments = self._config(self.protocol.linear)
-        linear.optimizer.lr *= lr / self.protocol.linear.lr[0]
-        linear.data.num_workers = 0
-        # features are no images, which main would lay out channels last
-        OmegaConf.update(linear, "performance.disable_channel_last", True, force_add=True)
-        backbone = _Features(train[0].shape[1])
-        return linear_accuracy(
-            linear, backbone, self.host, TensorDataset(*train), TensorDataset(*test), arguments
+    def _probes(self, rates: Sequence[float], train: Labelled) -> Probes:
+        """One linear layer a rate, all trained together on features."""
+        protocol = self.protocol.linear
+        return fit_probes(
+            *train,
+            [rate * protocol.batch_size / 256 for rate in rates],
+            classes=self.classes,
+            max_epochs=protocol.max_epochs,
+            decay_epochs=decay_epochs(protocol.max_epochs),
+            batch_size=protocol.batch_size,
+            weight_decay=protocol.weight_decay,
+            seed=self.cfg.seed,
+            device=device(),
         )
 
+    def _on_features(
+        self, rates: Sequence[float], train: Labelled, test: Labelled
+    ) -> list[tuple[float, float]]:
+        return self._probes(rates, train).accuracies(*test)
+
     def knn(self) -> dict[str, float]:
-        protocol = self.protocol
-        return _knn(self.host, self.train, self.test, protocol.knn, protocol.held_out)
+        return _knn(self.train, self.test, self.protocol.knn, self.protocol.held_out)
 
     def choose_lr(self) -> float:
         protocol = self.protocol.linear
@@ -137,8 +188,9 @@ class _Evaluation:
             return protocol.lr[0]
         chosen, rest = split(self.train[1], self.protocol.held_out, 0)
         parts = _at(self.train, rest), _at(self.train, chosen)
-        scores = {lr: self._on_features(lr, *parts)[0] for lr in protocol.lr}
-        return max(scores, key=scores.__getitem__)
+        scores = [top1 for top1, _ in self._on_features(protocol.lr, *parts)]
+        # one that diverged has no score
+        return max(zip(scores, protocol.lr, strict=True), key=lambda s: (s[0] == s[0], s[0]))[1]
 
     def linear(self) -> dict[str, float]:
         protocol, best = self.protocol.linear, self.choose_lr()
@@ -148,31 +200,161 @@ class _Evaluation:
             sets = self._datasets(augment=True)
             top = linear_accuracy(linear, self.backbone, self.host, *sets, arguments)
         else:
-            top = self._on_features(best, self.train, self.test)
+            (top,) = self._on_features([best], self.train, self.test)
         return {"linear_acc1": top[0], "linear_acc5": top[1], "linear_lr": best}
 
+    def retrieval(self) -> dict[str, float]:
+        """recall@k among the test images, by label, and of objects where a pattern is given."""
+        protocol, (features, labels) = self.protocol.retrieval, self.test
+        by_label = recall_at_k(features, labels, protocol.k, device=device())
+        found = {f"recall_at_{k}": value for k, value in by_label.items()}
+        if protocol.pattern is not None:
+            files = file_names(self.test_set, self.data["val_path"])
+            objects, sources = groups_by_name(files, protocol.pattern)
+            same = recall_at_k(features, objects, protocol.k, sources=sources, device=device())
+            found |= {f"same_object_recall_at_{k}": value for k, value in same.items()}
+        return found
+
+    def corruptions(self, k: int) -> dict[str, float]:
+        """Accuracies on corrupted test images: means over severities, and over all.
+
+        Args:
+            k: of the k-NN, as chosen on clean images.
+        """
+        check_library()
+        protocol, linear = self.protocol.corruptions, self.protocol.linear
+        probes = self._probes([self.choose_lr()], self.train) if linear.max_epochs else None
+        rows = np.linspace(0, len(self.test[1]) - 1, min(protocol.images, len(self.test[1])))
+        rows = rows.astype(int).tolist()
+        options: dict[str, Any] = {
+            "temperature": self.protocol.knn.temperature,
+            "distance": self.protocol.knn.distance,
+            "device": device(),
+        }
+        names = protocol.corruptions or list(CORRUPTIONS)
+        found: dict[str, list[float]] = {}
+        for name, severity in itertools.product(names, protocol.severities):
+            shown = self._features(Subset(corrupted(self.test_set, name, severity), rows))
+            scores = {"knn_acc1": knn_accuracy(self.train, shown, k=k, **options)[0]}
+            if probes is not None:
+                scores["linear_acc1"] = probes.accuracies(*shown)[0][0]
+            for measure, value in scores.items():
+                found.setdefault(f"{measure}/corrupted", []).append(value)
+                found.setdefault(f"{measure}/corrupted: {name}", []).append(value)
+        return {measure: sum(values) / len(values) for measure, values in found.items()}
+
     def finetune(self, fraction: float) -> float:
+        rates, labels = self.protocol.finetune.lr, self.train[1]
+        few: Sequence[int] = range(len(labels))
+        if fraction < 1:
+            few, _ = split(labels, fraction, self.cfg.seed)
+        best = rates[0]
+        if len(rates) > 1:
+            chosen, rest = split(labels[list(few)], self.protocol.held_out, 0)
+            shown = self._datasets(augment=False)[0]
+            judged = Subset(shown, [few[i] for i in chosen])
+            own = [few[i] for i in rest]
+            scores = {rate: self._finetuned(rate, own, judged) for rate in rates}
+            best = max(scores, key=scores.__getitem__)
+        return self._finetuned(best, few, self.test_set)
+
+    def _finetuned(self, rate: float, rows: Sequence[int], test: Dataset) -> float:
+        """Accuracy on a test set after training on some rows of the training set."""
         linear, arguments = self._config(self.protocol.finetune)
-        train, test = self._datasets(augment=True)
-        few, _ = split(self.train[1], fraction, self.cfg.seed) if fraction < 1 else (None, None)
-        if few is not None:
-            train = Subset(train, few)
+        linear.optimizer.lr *= rate / self.protocol.finetune.lr[0]
+        rows = list(rows)
+        if len(rows) > 1 and len(rows) % self.protocol.finetune.batch_size == 1:
+            rows = rows[:-1]  # batch norm cannot train on a batch of one image
+        train = Subset(self._datasets(augment=True)[0], rows)
         backbone = load_backbone(self.pretrained, self.host)  # it is changed
         return linear_accuracy(linear, backbone, self.host, train, test, arguments)[0]
 
 
-def choose_lr(
-    pretrained: Pretrained, host: Host, protocol: EvaluationConfig, data: dict[str, Any]
-) -> float:
-    """The learning rate of ``protocol.linear.lr`` that is best on a held-out part of train.
+def file_names(dataset: Any, root: str) -> list[str]:
+    """The images' paths of a folder of images, below its root.
+
+    Raises:
+        IECLError: for a data set that is not one of files.
+    """
+    if not hasattr(dataset, "samples"):
+        raise IECLError("evaluation.retrieval.pattern: the data set is no folder of images")
+    return [os.path.relpath(path, root) for path, _ in dataset.samples]
+
+
+def _unlabelled(cfg: DictConfig, host: Host, most: int) -> Images:
+    """The run's training images, at most so many, from all over the folder."""
+    files = image_files(*sources(cfg.data.train_path))
+    step = max(1, len(files) // most)
+    size = cfg.augmentations[0].crop_size
+    return Images(files[::step][:most], evaluation_transform(host, cfg.data.dataset, size))
+
+
+@torch.inference_mode()
+def _features_of(backbone: nn.Module, images: Images, num_workers: int) -> Tensor:
+    backbone = backbone.to(device()).eval()
+    loader = DataLoader(images, 256, num_workers=num_workers)
+    return torch.cat([backbone(x.to(device())).float().cpu() for x in loader])
+
+
+def view_features(
+    cfg: DictConfig, host: Host, backbone: nn.Module, images: int, views: int
+) -> Tensor:
+    """Features (images, views, d) of augmented views, as pretraining makes them; seeded.
 
     Args:
-        pretrained: the checkpoint.
+        cfg: the run's completed configuration, whose training images and augmentations are taken.
         host: the solo-learn in use.
-        protocol: of it ``linear`` and ``held_out`` count.
-        data: dataset, train_path, val_path and format; nothing is chosen on ``val_path``.
+        backbone: (B, 3, H, W) to (B, d), in eval mode.
+        images: how many images, from all over the data set.
+        views: large crops of each.
     """
-    return _Evaluation(pretrained, host, protocol, data).choose_lr()
+    cfg = copy.deepcopy(cfg)
+    cfg.data.views = None  # one image at a time: these are few
+    dataset: Any = pretrain_loader(cfg, host).dataset
+    chosen = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).astype(int).tolist()
+    large = cfg.data.num_large_crops
+    found: list[Tensor] = []
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        while len(found) < views:
+            # in the place of an epoch, one that no training comes to
+            places: Any = [(_NO_EPOCH + len(found), i) for i in chosen]
+            batches = DataLoader(SeededViews(dataset, cfg.seed), 128, sampler=places)
+            crops = [crops[:large] for _, crops, _ in batches]
+            for view in range(large):
+                parts = [backbone(batch[view].to(device())).float().cpu() for batch in crops]
+                found.append(torch.cat(parts))
+    return torch.stack(found[:views], 1)
+
+
+def _picture(dataset: Any) -> Callable[[int], np.ndarray]:
+    """An image of an evaluation set as pixels: its normalisation, if it has one, undone."""
+    steps = getattr(getattr(dataset, "transform", None), "transforms", [])
+    normalize = next((s for s in steps if isinstance(s, transforms.Normalize)), None)
+
+    def picture(i: int) -> np.ndarray:
+        shown = dataset[i]
+        x = (shown if isinstance(shown, Tensor) else shown[0])[None]
+        if normalize is None:
+            return to_pixels(x, x.min(), x.max() + 1e-6)[0]
+        mean, std = (torch.as_tensor(v)[:, None, None] for v in (normalize.mean, normalize.std))
+        return to_pixels(x * std + mean)[0]
+
+    return picture
+
+
+def _changed(
+    model: LightningModule, cfg: DictConfig, host: Host
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Views of the last epoch before and after the objectives' transforms, if they have any."""
+    views = first_views(cfg, host, max(0, cfg.max_epochs - 1))
+    with torch.no_grad():
+        for objective in objectives(model.cpu().eval()).values():
+            query = objective.views.query[0]
+            view = views[query][:VIEWS].float()
+            after = objective.transform(view, query, "online")
+            if not torch.equal(after, view):
+                return changed_views(view, after)
+    return None
 
 
 def _measured(run: Run) -> dict[str, float]:
@@ -191,6 +373,47 @@ def _measured(run: Run) -> dict[str, float]:
     return out
 
 
+def _label_free(
+    cfg: DictConfig, host: Host, backbone: nn.Module, features: Tensor, protocol: EvaluationConfig
+) -> dict[str, float]:
+    wanted = protocol.label_free
+    views = view_features(cfg, host, backbone, wanted.images, wanted.views)
+    return label_free(features, views)
+
+
+def choose_lr(
+    pretrained: Pretrained, host: Host, protocol: EvaluationConfig, data: dict[str, Any]
+) -> float:
+    """The learning rate of ``protocol.linear.lr`` that is best on a held-out part of train.
+
+    Args:
+        pretrained: the checkpoint.
+        host: the solo-learn in use.
+        protocol: of it ``linear`` and ``held_out`` count.
+        data: dataset, train_path, val_path and format; nothing is chosen on ``val_path``.
+    """
+    return _Evaluation(pretrained, host, protocol, data).choose_lr()
+
+
+def dense(pretrained: Pretrained, host: Host, protocol: DenseProtocol) -> float:
+    """mIoU in per cent of a linear head on a checkpoint's frozen feature map.
+
+    Args:
+        pretrained: the checkpoint.
+        host: the solo-learn in use.
+        protocol: images and masks, and how the head is trained.
+
+    Raises:
+        IECLError: one line, for images or masks that are missing, or a map of one place.
+    """
+    cfg = pretrained.cfg
+    size = protocol.size or cfg.augmentations[0].crop_size
+    shown = square(evaluation_transform(host, cfg.data.dataset, size), size)
+    sets = masked_sets(protocol, shown, size)
+    backbone = load_backbone(pretrained, host)
+    return dense_miou(backbone, *sets, protocol, seed=cfg.seed, device=device())
+
+
 def evaluate(run: Run, protocol: EvaluationConfig) -> dict[str, float]:
     """Measures of a finished run by name; kept beside it, and not computed twice.
 
@@ -202,6 +425,8 @@ def evaluate(run: Run, protocol: EvaluationConfig) -> dict[str, float]:
         Accuracies in per cent (``knn_acc1``, ``linear_acc1``, ``finetune_10_acc1`` for 10 % of the
         labels, ``online_acc1``; ``knn_acc1/NAME`` on another data set), what was chosen
         (``knn_k``, ``linear_lr``), ``query_entropy`` in nats, and what the run measured itself.
+        A run without labels has ``rankme``, ``lidar``, ``alpha_req``, ``uniformity`` and
+        ``alignment`` in place of accuracies. Pictures for a report go to the run's folder.
     """
     path, settings = run.folder / EVALUATION, asdict(protocol)
     if path.is_file() and (old := read_json(path))["protocol"] == settings:
@@ -209,18 +434,42 @@ def evaluate(run: Run, protocol: EvaluationConfig) -> dict[str, float]:
     host = find_host()
     pretrained = read_pretrained(run.checkpoint)
     cfg = pretrained.cfg
-    own = {name: cfg.data[name] for name in ("dataset", "train_path", "val_path", "format")}
+    labelled = not without_labels(cfg)
+    own = _own_data(cfg)
     metrics = _measured(run)
-    for name, data in {"": own, **plain(protocol.datasets)}.items():
+    changed = _changed(load_method(pretrained, host), cfg, host)
+    if not labelled:
+        backbone = load_backbone(pretrained, host)
+        images = _unlabelled(cfg, host, protocol.label_free.rank_images)
+        features = _features_of(backbone, images, cfg.data.num_workers)
+        make_gallery(features, None, _picture(images), changed).save(run.folder)
+        metrics |= _label_free(cfg, host, backbone, features, protocol)
+    sets = ({"": own} if labelled else {}) | plain(protocol.datasets)
+    for name, data in sets.items():
         evaluation = _Evaluation(pretrained, host, protocol, data)
+        if not name:
+            picture = _picture(evaluation.test_set)
+            make_gallery(*evaluation.test, picture, changed).save(run.folder)
+            if "label_free" in protocol.measures:
+                features = evaluation.test[0][: protocol.label_free.rank_images]
+                metrics |= _label_free(cfg, host, evaluation.backbone, features, protocol)
         found = evaluation.knn()
+        if "retrieval" in protocol.measures:
+            found |= evaluation.retrieval()
+        if "corruptions" in protocol.measures and not name:
+            print(f"{cfg.name}  corruptions", flush=True)
+            found |= evaluation.corruptions(int(found["knn_k"]))
         if protocol.linear.max_epochs:
             print(f"{cfg.name}  linear evaluation {name}".rstrip(), flush=True)
             found |= evaluation.linear()
         for fraction in protocol.finetune.fractions:
             print(f"{cfg.name}  fine-tuning on {fraction:.0%} {name}".rstrip(), flush=True)
             found[f"finetune_{100 * fraction:g}_acc1"] = evaluation.finetune(fraction)
+        if evaluation.classes <= 5:  # it would be 100 %
+            found = {k: v for k, v in found.items() if not k.endswith("_acc5")}
         metrics |= {f"{k}/{name}" if name else k: v for k, v in found.items()}
+    if "dense_miou" in protocol.measures:
+        metrics["dense_miou"] = dense(pretrained, host, protocol.dense)
     torch.manual_seed(cfg.seed)  # the same views for a method and its twin
     model = load_method(pretrained, host)
     metrics["query_entropy"] = query_entropy(model, host, pretrain_loader(cfg, host))

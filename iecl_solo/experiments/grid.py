@@ -124,6 +124,7 @@ def read_benchmark(cfg: Mapping[str, Any] | DictConfig) -> BenchmarkConfig:
     own = {k: v for k, v in given.items() if v not in (None, "???") and k != "presets"}
     merged = OmegaConf.merge(presets.get(preset) or {}, own)
     benchmark = parse_block("benchmark", BenchmarkConfig, plain(merged))
+    benchmark.presets = plain(presets)
     for key in ("name", "question", "arms", "data", "seeds", "measures"):
         if getattr(benchmark, key) in ("???", {}, []):
             raise IECLError(f"{key}: no value is given (preset {preset})")

@@ -88,6 +88,10 @@ class CLIMB(Objective):
 
     name = "climb"
     Config = CLIMBConfig
+    labels = {
+        "entropy_bound": ("upper bound on H(Z)", "nats"),
+        "coding_rate": ("coding rate of Z", "nats"),
+    }
     shown = ("entropy_bound", "coding_rate")
 
     def __init__(

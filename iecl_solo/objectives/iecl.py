@@ -374,6 +374,15 @@ class IECL(Objective):
 
     name = "iecl"
     Config = IECLConfig
+    labels = {
+        "kl": ("KL of the embeddings", "nats per dimension"),
+        "patch_kl": ("KL of the views' patches", "nats per dimension"),
+        "generation": ("generation term", "nats per dimension"),
+        "entropy": ("entropy term", "nats"),
+        "regularizer": ("regulariser", ""),
+        "saib_decay": ("decay of SAIB's weights", ""),
+        "budget": ("SAIB's mean step", "deviations"),
+    }
     shown = ("patch_kl", "generation", "entropy", "budget")
     query = "Z'"
 

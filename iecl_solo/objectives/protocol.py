@@ -122,12 +122,15 @@ class Objective(nn.Module):
     Attributes:
         name: prefix of the registered methods, of the log entries and name of the config block.
         Config: the dataclass that the config block is checked against.
+        labels: by term, what a report calls it and its unit; a term that is not here goes by its
+            own name.
         shown: terms worth a place on the line that a run prints for each epoch.
         query: what the query's embeddings are called, in H(...).
     """
 
     name: ClassVar[str]
     Config: ClassVar[type[Any]]
+    labels: ClassVar[Mapping[str, tuple[str, str]]] = {}
     shown: ClassVar[tuple[str, ...]] = ()
     query: ClassVar[str] = "Z"
     views: Views

@@ -20,14 +20,26 @@ from iecl_solo.report.results import (
 from iecl_solo.report.statistics import (
     MIN_SEEDS,
     Difference,
+    amount,
     caution,
+    detectable_difference,
     holm,
     paired_difference,
     pairs,
+    sign,
     summarize,
     summary_table,
 )
-from iecl_solo.report.tables import better, interval, is_cost, name, number, p_value, unit
+from iecl_solo.report.tables import (
+    better,
+    difference_unit,
+    interval,
+    is_cost,
+    name,
+    number,
+    p_value,
+    unit,
+)
 
 #: What step time and peak memory may be of the baseline's.
 BAR = 1.05
@@ -67,8 +79,8 @@ def overall(results: Results, measure: str) -> list[tuple[str, str, int, Differe
 
 
 def _amount(measure: str, difference: Difference) -> str:
-    points = " points" if unit(measure) == "%" else f" {unit(measure)}" if unit(measure) else ""
-    words = f"{number(measure, difference.mean, difference.sd, sign=True)}{points}"
+    of_unit = f" {difference_unit(measure)}" if unit(measure) else ""
+    words = f"{number(measure, difference.mean, difference.sd, sign=True)}{of_unit}"
     if math.isfinite(difference.low):
         words += f" (95 % interval {interval(measure, difference, sign=True)})"
     return words
@@ -92,12 +104,18 @@ def _answer_of_one(
     seeds = count(difference.n, "seed")
     if not difference.n:
         return f"No seed of {arm} and {other} has every setting yet."
-    if why := caution(difference, p):
-        if difference.n >= MIN_SEEDS:
-            seeds += f" ({_p(p) if math.isfinite(p) else why})"
+    if sign(caution(difference, p)) == "†":
+        why = "the same difference at every one" if difference.n >= MIN_SEEDS else "too few to test"
         return (
-            f"No difference can be told from {seeds}: in {name(measure)} {arm} stands at "
+            f"Not tested ({seeds}, {why}): in {name(measure)} {arm} is "
             f"{_amount(measure, difference)} from {other}{_over(settings)}."
+        )
+    if caution(difference, p):
+        least = detectable_difference(difference.n, difference.sd)
+        return (
+            f"{arm} is not significantly different from {other} in {name(measure)}: "
+            f"{_amount(measure, difference)}{_over(settings)}; {seeds}, paired t, {_p(p)}, minimum "
+            f"detectable difference {amount(least, difference_unit(measure))} at 80 % power."
         )
     up, down = ("ahead of", "behind") if better(measure) else ("above", "below")
     return (
@@ -107,19 +125,27 @@ def _answer_of_one(
 
 
 def _answer_of_many(measure: str, rows: Sequence[tuple[str, str, int, Difference, float]]) -> str:
-    told = [row for row in rows if not caution(row[3], row[4])]
-    up = [_called(row[0]) for row in told if row[3].mean > 0]
-    down = [_called(row[0]) for row in told if row[3].mean < 0]
-    rest = [_called(row[0]) for row in rows if row not in told]
+    significant = [row for row in rows if not caution(row[3], row[4])]
+    up = [_called(row[0]) for row in significant if row[3].mean > 0]
+    down = [_called(row[0]) for row in significant if row[3].mean < 0]
+    rest = [_called(row[0]) for row in rows if row not in significant]
     seeds = sorted({row[3].n for row in rows})
     n = count(seeds[-1], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     largest = max(rows, key=lambda row: abs(row[3].mean) if row[3].n else -1.0)
     far = f"the largest difference is {_amount(measure, largest[3])}, {_called(largest[0])}"
     far += _over(largest[2])
-    if not told:
+    if not significant and seeds[-1] < MIN_SEEDS:
+        return f"Not tested ({n}, too few to test): in {name(measure)} {far}."
+    if not significant:
+        least = [detectable_difference(row[3].n, row[3].sd) for row in rows]
+        finest = min((value for value in least if math.isfinite(value)), default=math.nan)
+        words = ""
+        if math.isfinite(finest):
+            finest_words = amount(finest, difference_unit(measure))
+            words = f"; minimum detectable difference {finest_words} or more at 80 % power"
         return (
-            f"No difference can be told from {n}: in {name(measure)} none of {len(rows)} arms can "
-            f"be told from its baseline; {far}."
+            f"None of {len(rows)} arms is significantly different from its baseline in "
+            f"{name(measure)} ({n}, paired t, Holm-corrected{words}); {far}."
         )
     bases = {row[1] for row in rows}
 
@@ -135,7 +161,8 @@ def _answer_of_many(measure: str, rows: Sequence[tuple[str, str, int, Difference
         if arms
     ]
     if rest:
-        parts.append(f"{listed(rest)} cannot be told from {from_(rest)}")
+        verb = "is" if len(rest) == 1 else "are"
+        parts.append(f"{listed(rest)} {verb} not significantly different from {from_(rest)}")
     return f"In {name(measure)}, {', '.join(parts)}; {far} ({n}, paired t, Holm-corrected)."
 
 
@@ -148,7 +175,7 @@ def _trend(results: Results, measure: str, row: tuple[str, str, int, Difference,
     if slope is None:
         return ""
     if caution(slope, slope.p):
-        words = "no change of it with the batch size can be told"
+        words = "it does not change significantly with the batch size"
     else:
         words = f"it {'rises' if slope.mean > 0 else 'falls'} with the batch size"
     return f"; {words}: {_amount(measure, slope)} per doubling"
@@ -181,6 +208,30 @@ def _answer_of_cost(results: Results) -> str:
         return "No ratio to a baseline has been measured."
     sentence = f"Against a bar of {BAR} × the baseline, {listed(words, most=8)}"
     return f"{sentence}; the largest over all settings and devices."
+
+
+#: Embeddings have collapsed where their effective rank is below this share of the baseline's, or
+#: where they have less than two dimensions (both ours).
+COLLAPSED, FLAT = 0.25, 2.0
+
+
+def collapses(results: Results) -> list[str]:
+    """A sentence for each arm whose embeddings fill few dimensions, by the last effective rank."""
+    found = []
+    of_rank = results.of("effective_rank")
+    for i in sorted(set(of_rank["setting"])):
+        ranks = {a: summarize(results.values("effective_rank", i, a)).mean for a in results.arms}
+        for arm, rank in ranks.items():
+            other = results.against.get(arm)
+            base = ranks.get(other, math.nan) if other is not None else math.nan
+            if not (rank < FLAT or rank < COLLAPSED * base):
+                continue
+            where = results.setting_text(i, varying=True)
+            words = f"{'Collapse' if rank < FLAT else 'Dimensional collapse'}: the embeddings of "
+            words += f"{_called(arm)} have effective rank {rank:.3g}"
+            words += f", {other}'s {base:.3g}" if math.isfinite(base) else ""
+            found.append(f"{words}{f' ({where})' if where else ''}.")
+    return found
 
 
 def answer(results: Results) -> str:

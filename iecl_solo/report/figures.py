@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
 
+from iecl_solo.evaluate.palette import BASELINE, OTHERS
+
 #: Colours as drawn, and the custom property by which the page gives its own for light and dark.
 COLOURS = {
     "ink": "#1b2126",
@@ -25,19 +27,13 @@ COLOURS = {
     "rule": "#d8dee3",
     "accent": "#0b6e75",
     "warm": "#c2571a",
-    "series-0": "#5f6a74",
-    "series-1": "#0b6e76",
-    "series-2": "#c2571b",
-    "series-3": "#6a51a3",
-    "series-4": "#9a6b12",
-    "series-5": "#b8326f",
-    "series-6": "#3b7d2e",
-    "series-7": "#2b6cb0",
+    "series-0": BASELINE,
+    **{f"series-{i}": colour for i, colour in enumerate(OTHERS, 1)},
 }
 INK, MUTED, RULE, ACCENT, WARM = (
     COLOURS[name] for name in ("ink", "muted", "rule", "accent", "warm")
 )
-SERIES = [COLOURS[f"series-{i}"] for i in range(1, 8)]
+SERIES = list(OTHERS)
 MARKERS = "os^DvPX"
 
 # Text stays text: it takes the page's font, can be searched, and needs no glyph outlines. Labels
@@ -395,6 +391,65 @@ def tiles(
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     _finish(axes, x, y)
+
+
+def mosaic(
+    axes: Axes,
+    rows: Mapping[str, np.ndarray],
+    framed: Sequence[tuple[int, int]] = (),
+    first_apart: bool = False,
+) -> None:
+    """Small pictures in rows.
+
+    Args:
+        axes: where to.
+        rows: by label, (n, s, s, 3) uint8 each, from the top.
+        framed: (row, column) of pictures with a frame.
+        first_apart: whether the first column stands apart from the others.
+    """
+    gap = 0.3 if first_apart else 0.0
+    for i, images in enumerate(rows.values()):
+        for j, image in enumerate(images):
+            x = j + gap * (j > 0)
+            box = (x - 0.47, x + 0.47, i + 0.47, i - 0.47)
+            axes.imshow(image, extent=box, interpolation="nearest")
+            if (i, j) in framed:
+                frame = Rectangle(
+                    (x - 0.47, i - 0.47), 0.94, 0.94, fill=False, edgecolor=WARM, linewidth=2
+                )
+                axes.add_patch(frame)
+    columns = max(len(images) for images in rows.values())
+    axes.set_xlim(-0.5, columns - 0.5 + gap)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_aspect("equal")
+    axes.set_xticks([])
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+#: More labels than this are not told apart by colour and mark.
+LABELS = len(OTHERS) * len(MARKERS)
+
+
+def scatter(axes: Axes, points: np.ndarray, labels: np.ndarray) -> None:
+    """Points on a plane whose axes mean nothing.
+
+    Args:
+        axes: where to.
+        points: (N, 2).
+        labels: (N,), -1 where there are none.
+    """
+    known = sorted(set(labels.tolist()))
+    for n, label in enumerate(known if len(known) <= LABELS else [None]):
+        own = points if label is None else points[labels == label]
+        colour = SERIES[n % len(SERIES)]
+        marker = MARKERS[n // len(SERIES)]
+        axes.plot(*own.T, marker, color=colour, markersize=3, alpha=0.6, markeredgewidth=0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.spines[:].set_visible(False)
 
 
 def paths(axes: Axes, lines: Sequence[Line], x: str, y: str) -> None:

@@ -8,16 +8,19 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from iecl_solo.evaluate.gallery import Gallery, read_gallery
+from iecl_solo.evaluate.label_free import BETTER
 from iecl_solo.experiments.store import Store
 from iecl_solo.report import figures
 from iecl_solo.report.figures import Look
 from iecl_solo.report.statistics import Difference, difference_table, paired_difference, pairs
-from iecl_solo.report.tables import better, is_cost
+from iecl_solo.report.tables import better, difference_unit, is_cost
 
 BATCH_SIZE = "optimizer.batch_size"
 
@@ -85,6 +88,7 @@ class Results:
             seed.
         arms: in the order of the benchmark.
         missing: ids of the grid without a row.
+        root: the folder that holds the runs.
     """
 
     meta: dict[str, Any]
@@ -95,6 +99,39 @@ class Results:
     settings: list[tuple[str, ...]]
     arms: list[str]
     missing: list[str]
+    root: Path
+
+    def folder(self, cell: Mapping[str, Any]) -> Path | None:
+        """The folder of a cell's run, None where it is not there (any more)."""
+        config = cell["config"]
+        if not isinstance(config, dict) or "name" not in config:
+            return None
+        given = Path(str((config.get("checkpoint") or {}).get("dir") or "."))
+        below = Path(str(config.get("method"))) / str(config["name"])
+        # a report of one twin of several stands a folder below the runs
+        for runs in (self.root / "runs", self.root.parent / "runs", given):
+            if (runs / below).is_dir():
+                return runs / below
+        return None
+
+    @cached_property
+    def galleries(self) -> list[tuple[int, str, Any, Gallery]]:
+        """(setting, arm, seed, gallery) of the first seed that has one, for each arm."""
+        found: dict[tuple[int, str], tuple[int, str, Any, Gallery]] = {}
+        for cell in records(self.cells[self.cells["status"] == "done"]):
+            key = cell["setting"], cell["arm"]
+            folder = self.folder(cell) if key not in found else None
+            gallery = read_gallery(folder) if folder is not None else None
+            if gallery is not None:
+                found[key] = (*key, cell["seed"], gallery)
+        return [found[key] for key in sorted(found, key=lambda k: (k[0], self.arms.index(k[1])))]
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether the runs had no labels, so that none has an accuracy."""
+        configs = [config.get("data") or {} for config in self.configured["config"]]
+        accuracies = self.runs["measure"].str.contains("_acc").any()
+        return bool(configs) and all(d.get("no_labels") for d in configs) and not accuracies
 
     @cached_property
     def against(self) -> dict[str, str | None]:
@@ -119,13 +156,20 @@ class Results:
         """What is tabulated, the primary one first: as the benchmark says, of what there is."""
         there = set(self.runs["measure"])
         asked = [m for m in self.meta.get("measures") or [] if m in there]
+        if self.unlabelled:  # those come first that say how good a representation is
+            asked = [*(m for m in BETTER if m in there), *asked]
         return asked or sorted((m for m in there if better(m) > 0), key=lambda m: "/" in m)
 
     @property
     def primary(self) -> str | None:
         """The measure that the answer is about: the benchmark's first, there yet or not."""
-        asked = self.meta.get("measures") or self.measures
+        asked = self.measures if self.unlabelled else self.meta.get("measures") or self.measures
         return asked[0] if asked else None
+
+    @property
+    def tested(self) -> str | None:
+        """The first measure that is no cost: what figures of one measure are of."""
+        return next((m for m in self.measures if not is_cost(m)), None)
 
     @property
     def seeds(self) -> int:
@@ -143,7 +187,7 @@ class Results:
 
     def differences(self, measure: str) -> pd.DataFrame:
         """``difference_table`` of one measure, in the grid's order."""
-        table = difference_table(self.of(measure), ["setting"])
+        table = difference_table(self.of(measure), ["setting"], difference_unit(measure))
         order = table["arm"].map(self.arms.index) if len(table) else None
         return table.assign(order=order).sort_values(["setting", "order"], ignore_index=True)
 
@@ -173,6 +217,51 @@ class Results:
         return dict(zip(["data", *self.axes], self.settings[setting], strict=True))
 
 
+def data_name(given: str, config: Any) -> str:
+    """What a run's data set is called: a folder of images by the folder's name, not "custom".
+
+    Args:
+        given: as the store has it.
+        config: the run's completed configuration, None before it has finished.
+
+    Example:
+        >>> data_name("custom", {"data": {"train_path": "datasets/digits/train"}})
+        'digits'
+        >>> data_name("custom", {"data": {"train_path": "/photos/holiday"}})
+        'holiday'
+        >>> data_name("cifar10", None)
+        'cifar10'
+    """
+    path = config.get("data", {}).get("train_path") if isinstance(config, dict) else None
+    if given != "custom" or not isinstance(path, str):
+        return given
+    parts = [p for p in Path(path).parts if p.lower() not in ("train", "training", "images", "/")]
+    return parts[-1] if parts and parts[-1] not in (".", "..") else given
+
+
+def _named_data(cells: pd.DataFrame) -> pd.DataFrame:
+    names = [data_name(d, c) for d, c in zip(cells["data"], cells["config"], strict=True)]
+    # a run that has not finished goes by the name of those that have, of the same data
+    known = {d: n for d, n in zip(cells["data"], names, strict=True) if d != n}
+    return cells.assign(data=[known.get(n, n) for n in names])
+
+
+#: Top-5 accuracy of no more classes than this is 100 %, and says nothing.
+_TOP5 = 5
+
+
+def _telling(runs: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """The rows without top-5 accuracies where there are five classes or fewer."""
+    classes = {
+        cell: (config.get("data") or {}).get("num_classes")
+        for cell, config in zip(cells["id"], cells["config"], strict=True)
+        if isinstance(config, dict)
+    }
+    few = {cell for cell, n in classes.items() if isinstance(n, int) and n <= _TOP5}
+    # on another data set ("/NAME") the classes are others, and the evaluation leaves it out
+    return runs[~(runs["measure"].str.contains(r"_acc5$") & runs["cell"].isin(few))]
+
+
 def read(store: Store) -> Results:
     """Everything in a store that is of the current grid; nothing need be there."""
     meta, cells = store.meta(), store.cells()
@@ -183,6 +272,7 @@ def read(store: Store) -> Results:
         missing = [cell for cell in wanted if cell not in set(cells["id"])]
         cells = cells[cells["id"].isin(place)]
         cells = cells.sort_values("id", key=lambda ids: ids.map(place))
+    cells = _named_data(cells)
     axes = [axis for axis in meta.get("axes") or {} if axis in cells or cells.empty]
     others = (c for c in cells.columns if c not in (*_COLUMNS, *axes))
     axes += [c for c in others if cells[c].notna().any()]
@@ -193,14 +283,14 @@ def read(store: Store) -> Results:
     arms = [arm for arm in meta.get("arms") or {} if arm in present]
     arms += [arm for arm in present if arm not in arms]
     done = cells[cells["status"] == "done"]
-    done = done[["id", "arm", "against", "seed", "setting", "device"]].rename(
-        columns={"id": "cell"}
-    )
+    done = done[["id", "arm", "against", "seed", "setting", "device"]]
+    done = done.rename(columns={"id": "cell"}).astype({"cell": object})  # also where it is empty
     runs = done.merge(store.metrics().rename(columns={"name": "measure"}), on="cell")
+    runs = _telling(runs, cells)
     curves = done.merge(store.curves(), on="cell")
     for frame in (runs, curves):
         frame["value"] = pd.to_numeric(frame["value"]).astype("float64")
-    return Results(meta, cells, runs, curves, axes, settings, arms, missing)
+    return Results(meta, cells, runs, curves, axes, settings, arms, missing, store.path.parent)
 
 
 def groups(results: Results, axis: str) -> dict[tuple[str, ...], list[tuple[float, int]]]:

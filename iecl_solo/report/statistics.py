@@ -161,27 +161,58 @@ def detectable_difference(n: int, sd: float) -> float:
     return float(np.squeeze(size)) * sd
 
 
-def caution(difference: Difference, p_holm: float) -> str:
+def amount(value: float, unit: str = "") -> str:
+    """A difference with two digits and its unit.
+
+    Example:
+        >>> amount(1.629, "points"), amount(0.0123), amount(123.4)
+        ('1.6 points', '0.012', '123')
+    """
+    digits = f"{value:.0f}" if abs(value) >= 100 else f"{value:.2g}"
+    return f"{digits} {unit}".rstrip()
+
+
+def caution(difference: Difference, p_holm: float, unit: str = "") -> str:
     """Why no difference may be claimed; empty where one may.
 
     Decided in this order: fewer than ``MIN_SEEDS`` pairs; no spread among them; p not below 5 %,
-    then with the smallest difference that these seeds would show; p below 5 % on its own only.
+    with the minimum detectable difference; p below 5 % before Holm's correction only.
+
+    Args:
+        difference: of the pairs.
+        p_holm: its p-value after correction over its table.
+        unit: of the differences, "points" for percentages.
 
     Example:
         >>> caution(paired_difference([92.0], [91.0]), float("nan"))
-        '1 seed: too few to tell'
-        >>> caution(paired_difference([92.0, 93.5, 92.5], [91.0, 92.0, 92.0]), 0.0742)
-        'not told apart (3 seeds can show 1.63 or more)'
+        'not tested (1 seed, at least 3 are needed)'
+        >>> caution(paired_difference([92.0, 93.5, 92.5], [91.0, 92.0, 92.0]), 0.0742, "points")
+        'not significantly different (minimum detectable difference 1.6 points at 80 % power)'
     """
     n = difference.n
     if n < MIN_SEEDS:
-        return f"{n} seed{'s' * (n != 1)}: too few to tell"
+        return f"not tested ({n} seed{'s' * (n != 1)}, at least {MIN_SEEDS} are needed)"
     if not math.isfinite(difference.p):
-        return "the same difference at every seed: a t test does not apply"
-    if difference.p >= ALPHA:
-        least = detectable_difference(n, difference.sd)
-        return f"not told apart ({n} seeds can show {least:.3g} or more)"
-    return "" if p_holm < ALPHA else "p < 0.05 alone, not after Holm's correction"
+        return "not tested (the same difference at every seed)"
+    if difference.p < ALPHA and p_holm < ALPHA:
+        return ""
+    least = detectable_difference(n, difference.sd)
+    words = f"minimum detectable difference {amount(least, unit)} at {POWER:.0%} power"
+    if difference.p < ALPHA:
+        words = "p < 0.05 only before Holm's correction"
+    return f"not significantly different ({words.replace('%', ' %')})"
+
+
+def sign(words: str) -> str:
+    """The mark in a table for what ``caution`` says.
+
+    Example:
+        >>> sign(""), sign("not tested (1 seed, at least 3 are needed)")
+        ('', '†')
+        >>> sign("not significantly different (p < 0.05 only before Holm's correction)")
+        'n.s.'
+    """
+    return "" if not words else "†" if words.startswith("not tested") else "n.s."
 
 
 def summary_table(runs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -230,12 +261,13 @@ def pairs(runs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return both[np.isfinite(both["value"]) & np.isfinite(both["baseline"])]
 
 
-def difference_table(runs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+def difference_table(runs: pd.DataFrame, by: Sequence[str], unit: str = "") -> pd.DataFrame:
     """``paired_difference`` of each arm and its baseline, with Holm's correction over the table.
 
     Args:
         runs: as ``pairs`` takes them.
         by: what a row of the table is, besides the arm.
+        unit: of the differences, for the cautions.
 
     Returns:
         Columns ``by``, arm, against, n, mean, sd, low, high, p, p_holm, detectable, caution.
@@ -261,7 +293,7 @@ def difference_table(runs: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         | {
             "p_holm": p,
             "detectable": detectable_difference(difference.n, difference.sd),
-            "caution": caution(difference, p),
+            "caution": caution(difference, p, unit),
         }
         for (key, difference), p in zip(found, corrected, strict=True)
     ]

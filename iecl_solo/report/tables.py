@@ -10,9 +10,12 @@ from typing import Any
 
 import pandas as pd
 
+from iecl_solo.evaluate.label_free import BETTER
 from iecl_solo.report.statistics import Summary
+from iecl_solo.solo.registry import term_label
 
-#: What measures are called, and their units; any other is called by its own name.
+#: What measures are called, and their units; a term of an objective is called as the objective
+#: says, and any other measure by its own name.
 NAMES = {
     "online_acc1": ("online linear top-1", "%"),
     "online_acc5": ("online linear top-5", "%"),
@@ -32,17 +35,18 @@ NAMES = {
     "delta_h": ("ΔH of SAIB", "nats per dimension"),
     "delta_h_isotropic": ("ΔH from scaling", "nats per dimension"),
     "delta_h_anisotropic": ("ΔH beyond scaling", "nats per dimension"),
+    "dense_miou": ("dense, mIoU of a linear head", "%"),
+    "rankme": ("RankMe, effective rank of the features", ""),
+    "lidar": ("LiDAR, effective rank between images", ""),
+    "alpha_req": ("alpha-ReQ, decay of the spectrum (best near 1)", ""),
+    "uniformity": ("uniformity of the features (lower is better)", "nats"),
+    "alignment": ("alignment of an image's views (lower is better)", ""),
     "host_loss": ("the host's own loss", ""),
     "delta_h_contrast": ("ΔH from contrast", "nats per dimension"),
     "delta_h_beyond_contrast": ("ΔH beyond contrast", "nats per dimension"),
     "conditional_entropy": ("H(X′ | X) of SAIB", "nats per noise dimension"),
     "budget": ("SAIB's mean step", "deviations"),
     "patch_kl": ("KL of the views' patches", "nats per dimension"),
-    "iecl_kl": ("KL of the embeddings", "nats per dimension"),
-    "iecl_patch_kl": ("KL of the views' patches", "nats per dimension"),
-    "iecl_generation": ("generation term", "nats per dimension"),
-    "iecl_entropy": ("entropy term", "nats"),
-    "iecl_regularizer": ("regulariser", ""),
     "seconds_per_step": ("time of a step", "s"),
     "parameters": ("parameters", ""),
     "peak_memory_bytes": ("peak memory of a training", "MiB"),
@@ -67,6 +71,14 @@ def is_cost(measure: str) -> bool:
     return measure in COST or measure in _QUARTILES
 
 
+def _known(measure: str) -> tuple[str, str] | None:
+    """Name and unit: of the list above, or as its objective calls its term."""
+    if recall := re.fullmatch(r"(same_object_)?recall_at_(\d+)", measure):
+        of = "of the same object, " if recall[1] else ""
+        return f"retrieval {of}recall@{recall[2]}", "%"
+    return NAMES.get(measure) or term_label(measure)
+
+
 def name(measure: str) -> str:
     """What a measure is called in prose.
 
@@ -74,15 +86,21 @@ def name(measure: str) -> str:
         >>> name("knn_acc1"), name("knn_acc1/stl10"), name("mine")
         ('k-NN top-1', 'k-NN top-1 on stl10', 'mine')
     """
-    known, _, other = measure.partition("/")
-    if known not in NAMES:
+    base, _, other = measure.partition("/")
+    known = _known(base)
+    if known is None:
         return measure
-    return f"{NAMES[known][0]} on {other}" if other else NAMES[known][0]
+    return f"{known[0]} on {other}" if other else known[0]
 
 
 def unit(measure: str) -> str:
     """The unit of a measure, empty for those without or unknown."""
-    return NAMES.get(measure.partition("/")[0], ("", ""))[1]
+    return (_known(measure.partition("/")[0]) or ("", ""))[1]
+
+
+def difference_unit(measure: str) -> str:
+    """The unit of a difference: of percentages it is points."""
+    return "points" if unit(measure) == "%" else unit(measure)
 
 
 def title(measure: str) -> str:
@@ -108,7 +126,9 @@ def heading(words: str) -> str:
 
 def better(measure: str) -> int:
     """1 where more is better, -1 where less is, 0 where neither can be said."""
-    return 1 if re.search(r"_acc\d", measure) else -1 if is_cost(measure) else 0
+    if re.search(r"_acc\d|recall_at_|_miou", measure):
+        return 1
+    return -1 if is_cost(measure) else BETTER.get(measure, 0)
 
 
 def shown(measure: str, value: float) -> float:
@@ -246,7 +266,7 @@ _LATEX: dict[str | int, str | int | None] = {
         "±": r"$\pm$",
         "−": "$-$",
         "×": r"$\times$",
-        "≈": r"$\approx$",
+        "†": r"$\dagger$",
         "≥": r"$\geq$",
         "≤": r"$\leq$",
     },
@@ -270,7 +290,7 @@ def latex(table: Table) -> str:
 
     Example:
         >>> table = Table("t", "T", "Of x.", ["arm", "k-NN (%)"],
-        ...               [[Cell("a_b"), Cell("91 ± 1", True, "≈")]], "hr", pd.DataFrame())
+        ...               [[Cell("a_b"), Cell("91 ± 1", True, "†")]], "hr", pd.DataFrame())
         >>> print(latex(table))
         \\begin{table}[t]
         \\centering
@@ -280,7 +300,7 @@ def latex(table: Table) -> str:
         \\toprule
         arm & k-NN (\\%) \\\\
         \\midrule
-        a\\_b & \\textbf{91 $\\pm$ 1}$^{\\approx}$ \\\\
+        a\\_b & \\textbf{91 $\\pm$ 1}$^{\\dagger}$ \\\\
         \\bottomrule
         \\end{tabular}
         \\end{table}
@@ -290,8 +310,9 @@ def latex(table: Table) -> str:
     def entry(cell: Cell) -> str:
         text = escape_latex(cell.text)
         text = rf"\textbf{{{text}}}" if cell.bold else text
-        mark = escape_latex(cell.mark).strip("$")
-        return rf"{text}$^{{{mark}}}$" if mark else text
+        mark = escape_latex(cell.mark)
+        mark = mark.strip("$") if mark.startswith("$") else rf"\mathrm{{{mark}}}"
+        return rf"{text}$^{{{mark}}}$" if cell.mark else text
 
     frame = pd.DataFrame([[entry(cell) for cell in row] for row in table.rows])
     frame = frame.reindex(columns=range(len(table.head)))  # by number: headings may repeat

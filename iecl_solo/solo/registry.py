@@ -75,6 +75,19 @@ def split_method(name: str) -> tuple[list[str], str]:
     return carried, name
 
 
+def term_label(logged: str) -> tuple[str, str] | None:
+    """What a report calls an objective's logged term, and its unit; None for any other value.
+
+    >>> term_label("climb_entropy_bound"), term_label("val_acc1")
+    (('upper bound on H(Z)', 'nats'), None)
+    """
+    for objective in OBJECTIVES:
+        if logged.startswith(f"{objective.name}_"):
+            term = logged.removeprefix(f"{objective.name}_")
+            return objective.labels.get(term, (term.replace("_", " "), ""))
+    return None
+
+
 def query_name(objectives: list[str]) -> str:
     """What a method that carries these objectives calls the query's embeddings.
 

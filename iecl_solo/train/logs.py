@@ -25,7 +25,8 @@ def read_monitor(run: Path) -> pd.DataFrame:
     path = run / "monitor.csv"
     if not path.is_file():
         return pd.DataFrame()
-    frame = pd.read_csv(path).set_index("epoch").drop(columns="monitor_seconds")
+    frame = pd.read_csv(path).set_index("epoch")
+    frame = frame.drop(columns=["monitor_seconds", "images"], errors="ignore")
     return frame[[column for column in frame if "/" not in str(column)]]
 
 

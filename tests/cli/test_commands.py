@@ -113,6 +113,18 @@ def test_inspect_measures_and_draws(compared: Path, capsys):
     assert figures == {"entropy.png", "saib_over_training.png", "singular_values.png"}
 
 
+def test_inspect_says_what_the_monitor_said(compared: Path, capsys):
+    run = compared / "runs/iecl_simclr/iecl_simclr"
+    assert main(["inspect", str(run)]) == 0
+    monitor = pd.read_csv(run / "monitor.csv").iloc[-1]
+    found = json.loads((run / "inspect" / "inspect.json").read_text())
+    assert f"{found['sample']['images']} images, the first of epoch" in capsys.readouterr().out
+    assert found["sample"]["images"] == monitor["images"]
+    assert found["sample"]["epoch"] == monitor["epoch"]
+    for name, value in found["measures"].items():
+        assert value == pytest.approx(monitor[name], rel=1e-3, abs=1e-5), name
+
+
 def test_verdict_is_honest():
     frame = pd.DataFrame(
         {"k-NN %": [50.0, 48.0], "linear %": [50.0, 51.5]}, index=["simclr", "iecl_simclr"]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import shutil
+import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,14 +15,21 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from support_report import ARMS, BATCH, make_store, rich_store
+from support_report import ARMS, BATCH, add_galleries, make_store, rich_store
 
+import iecl_solo.report.sections as report_sections
 from iecl_solo.cli.main import main
-from iecl_solo.experiments.store import Store
-from iecl_solo.report.answer import answer
-from iecl_solo.report.comparisons import sweeps
+from iecl_solo.evaluate import pictures
+from iecl_solo.experiments.store import STORE, Store
+from iecl_solo.report.answer import answer, collapses
+from iecl_solo.report.figures import COLOURS, looks
 from iecl_solo.report.page import write_report
 from iecl_solo.report.results import read
+from iecl_solo.report.sections.curves import over_seeds
+from iecl_solo.report.sections.measures import main_table
+from iecl_solo.report.sections.sensitivity import sweeps
+from iecl_solo.report.tables import title
+from iecl_solo.solo.registry import OBJECTIVES
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 TWO = {"simclr": ARMS["simclr"], "iecl_simclr": ARMS["iecl_simclr"]}
@@ -120,12 +130,18 @@ def test_rich_store_has_every_section(rich: Path):
     assert sections(rich) == {
         *("knn-acc1", "linear-acc1", "query-entropy", "batch-size", "sensitivity", "cost"),
         *("curves", "delta-h", "published", "others", "missing", "runs"),
+        *("views", "neighbours", "map"),
     }
     page = Page(rich / "report.html")
     figures = {path.stem for path in (rich / "figures").iterdir()}
     assert page.count("svg") == len(figures)
     kinds = {re.match(r"[a-z]+", name)[0] for name in figures}
-    assert kinds == {"forest", "batch", "sensitivity", "curve", "delta"}
+    assert kinds == {
+        *("forest", "batch", "sensitivity", "curve", "delta", "views", "neighbours", "map"),
+    }
+    # the same images for each of four arms in three settings; the host has no transform
+    assert sum(name.startswith("neighbours-") for name in figures) == 12
+    assert sum(name.startswith("views-") for name in figures) == 9
     # both curves of figure 4 in three settings, and the three others folded
     assert sum(name.startswith("curve-") for name in figures) == 15
     tables = {path.stem for path in (rich / "tables").glob("*.csv")}
@@ -144,7 +160,7 @@ def test_poor_store_has_no_empty_section(tmp_path: Path):
 
 
 def test_empty_store(tmp_path: Path):
-    write_report(Store(tmp_path / "store.sqlite"), tmp_path)
+    write_report(Store(tmp_path / STORE), tmp_path)
     assert sections(tmp_path) == {"runs"}
     assert "Nothing can be said yet" in Page(tmp_path / "report.html").text
     assert not (tmp_path / "tables").exists()
@@ -201,17 +217,21 @@ def test_best_and_insignificant_are_marked(rich: Path):
     lines = (rich / "report.md").read_text(encoding="utf-8").splitlines()
     line = next(x for x in lines if x.startswith("| digits | 128 | "))
     baseline, iecl, small, large = (cell.strip() for cell in line.split("|")[3:7])
-    assert iecl.startswith("**") and not iecl.endswith("≈")
-    assert small.endswith("≈") and not large.endswith("≈")
-    assert "**" not in baseline + small + large and "≈" not in baseline
+    assert iecl.startswith("**") and not iecl.endswith("n.s.")
+    assert small.endswith("n.s.") and not large.endswith("n.s.")
+    assert "**" not in baseline + small + large and "n.s." not in baseline
 
 
 def test_one_seed_claims_nothing(tmp_path: Path):
     store = make_store(tmp_path, axes={BATCH: [64, 256]}, seeds=(0,))
     write_report(store, tmp_path)
     page = Page(tmp_path / "report.html")
-    assert "No difference can be told from 1 seed" in page.text
-    assert page.text.count("1 seed: too few to tell") == 9
+    assert "Not tested (1 seed, too few to test): in k-NN top-1 the largest diff" in page.text
+    assert page.text.count("not tested (1 seed, at least 3 are needed)") == 9
+    assert page.count("b") == 0  # a lead of one seed is not set off
+    # nor does the sign for "not tested" read as "equal"
+    assert "≈" not in page.text and "n.s." not in page.text
+    assert len(re.findall(r"\d †", page.text)) == 12  # three in a row of the table, and of the map
     table = pd.read_csv(tmp_path / "tables" / "knn-acc1-differences.csv")
     assert table[["p", "p_holm", "low", "high"]].isna().all(axis=None)
     for name in ("knn-acc1", "knn-acc1-differences"):
@@ -225,7 +245,7 @@ def test_two_seeds_claim_nothing_however_small_p_is(tmp_path: Path):
     store = make_store(tmp_path, arms=TWO, seeds=(0, 1), spread=1e-6)
     results = read(store)
     assert results.differences("knn_acc1")["p"].max() < 0.01
-    assert answer(results).startswith("No difference can be told from 2 seeds: ")
+    assert answer(results).startswith("Not tested (2 seeds, too few to test): ")
 
 
 def test_answer_with_its_interval(tmp_path: Path):
@@ -253,7 +273,9 @@ def test_an_arm_with_a_comma_is_one_arm(tmp_path: Path):
 def test_answer_without_a_difference(tmp_path: Path):
     store = make_store(tmp_path, arms=TWO, seeds=range(3), spread=20.0)
     found = answer(read(store))
-    assert re.match(r"No difference can be told from 3 seeds \(p = 0\.\d{3}\): in k-NN", found)
+    assert found.startswith("iecl_simclr is not significantly different from simclr in k-NN top-1")
+    assert re.search(r"3 seeds, paired t, p = 0\.\d{3}, minimum detectable difference \d+ p", found)
+    assert found.endswith(" points at 80 % power.")
     assert "95 % interval −" in found
 
 
@@ -461,13 +483,13 @@ def test_command(given: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["report", str(path), *to]) == 0
     page = (tmp_path if given == "folder" else tmp_path / "elsewhere") / "report.html"
     out = capsys.readouterr().out
-    assert out.startswith("No difference can be told from 1 seed") and str(page) in out
+    assert out.startswith("Not tested (1 seed, too few to test)") and str(page) in out
     assert page.is_file()
 
 
 def test_command_without_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["report", str(tmp_path)]) == 2
-    assert "no such file" in capsys.readouterr().err
+    assert "no rows are in it" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -476,3 +498,152 @@ def test_json_of_a_configuration_is_whole(tmp_path: Path):
     source = (tmp_path / "report.html").read_text(encoding="utf-8").replace("&#34;", '"')
     blocks = [b for b in re.findall(r"<pre[^>]*>(\{.*?)</pre>", source, flags=re.DOTALL)]
     assert [json.loads(b)["method"] for b in blocks] == ["simclr", "iecl_simclr"]
+
+
+def test_a_section_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "dummy.py").write_text(
+        "from iecl_solo.report.section import Section\n\n\n"
+        "def sections(results):\n"
+        "    return [Section('dummy', 'A dummy', 15, words=[f'{len(results.cells)} runs'])]\n"
+    )
+    monkeypatch.setattr(report_sections, "__path__", [*report_sections.__path__, str(tmp_path)])
+    write_report(make_store(tmp_path, arms=TWO), tmp_path)
+    page = Page(tmp_path / "report.html")
+    own = [a["id"] for tag, a in page.tags if tag == "section"]
+    assert own.index("dummy") == own.index("knn-acc1") + 1 and "6 runs" in page.text
+    assert "## A dummy" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    sys.modules.pop("iecl_solo.report.sections.dummy")
+
+
+def test_no_objective_is_named_in_the_report():
+    folder = Path(report_sections.__file__).parents[1]
+    names = "|".join(objective.name for objective in OBJECTIVES)
+    for path in folder.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        docs = {
+            ast.get_docstring(node, clean=False)
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        }
+        for node in ast.walk(tree):  # examples in docstrings may
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                named = re.search(rf"\b({names})_(?!solo)", node.value)
+                assert node.value in docs or not named, f"{path}: {node.value}"
+
+
+def test_terms_are_called_as_their_objective_says():
+    assert title("iecl_kl") == "KL of the embeddings (nats per dimension)"
+    assert title("climb_entropy_bound") == "upper bound on H(Z) (nats)"
+    assert title("iecl_some_new_term") == "some new term"
+
+
+def test_nothing_is_bold_where_nothing_is_significant(tmp_path: Path):
+    write_report(make_store(tmp_path, arms=TWO, seeds=range(3), spread=20.0), tmp_path)
+    page = Page(tmp_path / "report.html")
+    assert page.count("b") == 0 and "Bold: the highest" not in page.text
+    assert "not significantly different (minimum detectable difference" in page.text
+
+
+def test_baseline_is_bold_only_where_all_else_is_significantly_below(tmp_path: Path):
+    arms = {**TWO, "bad": {"method": "iecl_simclr"}, "same": {"method": "iecl_simclr"}}
+    store = make_store(tmp_path, arms=arms, seeds=range(4), measures=["knn_acc1"])
+    for seed in range(4):
+        for arm, value in (("simclr", 80), ("iecl_simclr", 70), ("bad", 60), ("same", 79)):
+            noise = np.random.default_rng(seed).normal(0, 0.1) * (arm != "simclr")
+            noise += seed * (arm == "same") - (seed % 2) * 4 * (arm == "same")
+            store.finish(f"digits-{arm}-()-{seed}", {"knn_acc1": value + noise})
+    line = [x for x in main_table(read(store), "knn_acc1").rows[0]]
+    assert [cell.bold for cell in line[1:]] == [False] * 4  # "same" may be as good
+    for seed in range(4):
+        store.finish(f"digits-same-()-{seed}", {"knn_acc1": 75 + 0.1 * seed})
+    line = [x for x in main_table(read(store), "knn_acc1").rows[0]]
+    assert [cell.bold for cell in line[1:]] == [True, False, False, False]
+
+
+def test_collapse_is_named(tmp_path: Path):
+    arms = {**TWO, "beta 1": ARMS["beta 1"]}
+    store = make_store(tmp_path, arms=arms, seeds=(0, 1))
+    ranks = {"simclr": 27.0, "iecl_simclr": 3.0, "beta 1": 1.2}
+    for arm, rank in ranks.items():
+        for seed in (0, 1):
+            store.finish(f"digits-{arm}-()-{seed}", {"knn_acc1": 50.0, "effective_rank": rank})
+    assert collapses(read(store)) == [
+        "Dimensional collapse: the embeddings of iecl_simclr have effective rank 3, simclr's 27.",
+        "Collapse: the embeddings of beta 1 have effective rank 1.2, simclr's 27.",
+    ]
+    write_report(store, tmp_path)
+    assert "effective rank 3, simclr's 27." in Page(tmp_path / "report.html").text
+    assert "effective rank 3, simclr's 27." in (tmp_path / "report.md").read_text()
+
+
+def test_epochs_are_counted_from_one(tmp_path: Path):
+    results = read(make_store(tmp_path, arms=TWO, epochs=3))
+    assert over_seeds(results, "host_loss", 0, "simclr").index.tolist() == [1, 2, 3]
+
+
+def test_folder_of_images_goes_by_its_own_name(tmp_path: Path):
+    store = make_store(tmp_path, arms=TWO, seeds=(0, 1), data=("custom",), running=(3,))
+    for cell in store.meta()["cells"][:3]:
+        config = {"data": {"dataset": "custom", "train_path": "datasets/digits/train"}}
+        store.finish(cell, {"knn_acc1": 1.0}, config=config)
+    results = read(store)
+    assert results.settings == [("digits",)] and len(results.cells) == 4
+
+
+def test_top5_is_left_out_with_five_classes_or_fewer(tmp_path: Path):
+    store = make_store(tmp_path, arms=TWO, seeds=(0,))
+    for cell, classes in zip(store.meta()["cells"], (5, 6), strict=True):
+        metrics = {"knn_acc1": 90.0, "knn_acc5": 100.0, "knn_acc5/other": 99.0}
+        store.finish(cell, metrics, config={"data": {"num_classes": classes}})
+    runs = read(store).runs
+    assert (runs["measure"] == "knn_acc5").sum() == 1
+    assert (runs["measure"] == "knn_acc5/other").sum() == 2
+
+
+def test_kind_of_page(tmp_path: Path):
+    for meta, words in (
+        ({"preset": "smoke", "kind": "training"}, "Benchmark, smoke preset"),
+        ({"preset": None, "kind": "training"}, "Benchmark"),
+        ({"preset": None}, "Comparison"),
+    ):
+        folder = tmp_path / words
+        write_report(make_store(folder, arms=TWO, seeds=(0,), **meta), folder)
+        assert f'<p class="kind">{words}</p>' in (folder / "report.html").read_text()
+
+
+def test_wide_tables_stack_on_a_telephone(rich: Path):
+    page = Page(rich / "report.html")
+    heads = [a.get("data-head") for tag, a in page.tags if tag == "td"]
+    assert all(heads) and "verdict" in heads
+    assert sum(a.get("class") == "stacks" for tag, a in page.tags if tag == "table") > 5
+    narrow = page.source.partition("@media (max-width: 40rem)")[2].partition("@media print")[0]
+    assert "attr(data-head)" in narrow and "pre-wrap" in narrow
+
+
+def test_without_labels_the_report_judges_by_what_needs_none(tmp_path: Path):
+    measures = ["knn_acc1", "linear_acc1", "query_entropy"]
+    store = make_store(tmp_path, arms=TWO, seeds=(0, 1), measures=measures)
+    add_galleries(tmp_path, store, labelled=False)
+    results = read(store)
+    assert results.measures == ["rankme", "lidar", "uniformity", "query_entropy"]
+    assert "in RankMe, effective rank of the features iecl_simclr is" in answer(results)
+    write_report(store, tmp_path)
+    page = Page(tmp_path / "report.html")
+    assert {"rankme", "lidar", "uniformity", "neighbours", "map"} <= sections(tmp_path)
+    assert "top-1" not in page.text and "Framed" not in page.text
+
+
+def test_pictures_are_found_beside_the_store_wherever_it_was_made(tmp_path: Path):
+    store = make_store(tmp_path / "here", arms=TWO, seeds=(0,))
+    add_galleries(tmp_path / "here", store)
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = read(Store(tmp_path / "there" / STORE))
+    assert [arm for _, arm, _, _ in moved.galleries] == list(TWO)
+    shutil.rmtree(tmp_path / "there" / "runs")
+    assert read(Store(tmp_path / "there" / STORE)).galleries == []
+
+
+def test_all_figures_have_the_same_colours():
+    assert pictures._COLOURS[:2] == (COLOURS["series-0"], COLOURS["series-1"])
+    drawn = looks(["simclr", "iecl_simclr"], {"iecl_simclr": "simclr"})
+    assert [look.colour for look in drawn.values()] == list(pictures._COLOURS[:2])

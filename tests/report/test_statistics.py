@@ -130,12 +130,15 @@ def test_cautions():
     # however small p is, fewer than three seeds claim nothing
     two = paired_difference([1.0, 1.0001], [0.0, 0.0])
     assert two.n == MIN_SEEDS - 1 and two.p < 1e-3
-    assert caution(two, two.p) == "2 seeds: too few to tell"
-    assert "not after Holm" in caution(paired_difference(clear, zero), 0.06)
+    assert caution(two, two.p) == "not tested (2 seeds, at least 3 are needed)"
+    assert "only before Holm" in caution(paired_difference(clear, zero), 0.06)
     unclear = paired_difference([1.0, -2.0, 3.0], zero)
     least = detectable_difference(3, unclear.sd)
     assert least > unclear.mean
-    assert caution(unclear, 1.0).endswith(f"show {least:.3g} or more)")
+    assert caution(unclear, 1.0, "nats") == (
+        "not significantly different (minimum detectable difference "
+        f"{least:.2g} nats at 80 % power)"
+    )
 
 
 def runs() -> pd.DataFrame:
@@ -177,8 +180,8 @@ def test_difference_table():
     assert told[["n", "mean", "p"]].tolist() == pytest.approx([3, own.mean, own.p])
     # c has two seeds, so two tests were made, and y's one seed makes none
     assert told["p_holm"] == pytest.approx(2 * own.p)
-    assert table.loc[("x", "c"), "caution"] == "2 seeds: too few to tell"
-    assert table.loc[("y", "b"), "caution"] == "1 seed: too few to tell"
+    assert table.loc[("x", "c"), "caution"] == "not tested (2 seeds, at least 3 are needed)"
+    assert table.loc[("y", "b"), "caution"] == "not tested (1 seed, at least 3 are needed)"
     assert math.isnan(table.loc[("y", "b"), "p"])
 
 

@@ -197,7 +197,8 @@ class EntropyMonitor(Callback):
         values = measure(module, self.host, views, self.config)
         values["monitor_seconds"] = time.perf_counter() - start
         module.log_dict({f"monitor_{k}": v for k, v in values.items()}, rank_zero_only=True)
-        self._write({"epoch": trainer.current_epoch, **values})
+        images = len(views[0])  # that the figures are of: a batch may have fewer than asked for
+        self._write({"epoch": trainer.current_epoch, "images": images, **values})
         objective = transforming(module)
         if objective is not None and isinstance(objective.transformer, BaseSAIB):
             save_saib(

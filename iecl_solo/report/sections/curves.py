@@ -1,4 +1,4 @@
-"""Sections of a report on what went on in training."""
+"""Training curves (IE-CL's figure 4): accuracy and loss first, all others folded."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 
 from iecl_solo.report import figures
-from iecl_solo.report.comparisons import Section, chunks
 from iecl_solo.report.figures import Line, Picture, picture
 from iecl_solo.report.results import Results, slug
+from iecl_solo.report.section import Section, chunks
 from iecl_solo.report.tables import heading, name, title
+
+PLACE = 50
 
 #: More settings than this are folded, where each has its own curves.
 _OPEN = 3
@@ -21,19 +23,21 @@ _OPEN = 3
 _POINTS = 200
 
 
-def _thin(frame: pd.DataFrame) -> pd.DataFrame:
+def thin(frame: pd.DataFrame) -> pd.DataFrame:
+    """No more rows than a line needs, the last one among them."""
     step = math.ceil(len(frame) / _POINTS)
     return frame.iloc[sorted({*range(0, len(frame), step), len(frame) - 1})] if step > 1 else frame
 
 
-def _curve(results: Results, measure: str, setting: int, arm: str) -> pd.DataFrame:
-    """Mean and standard deviation over seeds at each epoch."""
+def over_seeds(results: Results, measure: str, setting: int, arm: str) -> pd.DataFrame:
+    """Mean and standard deviation over seeds at each epoch, counted from 1 as logs print them."""
     curves = results.curves
     own = curves[
         (curves["setting"] == setting) & (curves["arm"] == arm) & (curves["name"] == measure)
     ]
     own = own[np.isfinite(own["value"])]
-    return own.groupby("epoch")["value"].agg(["mean", "std"])
+    found = own.groupby("epoch")["value"].agg(["mean", "std"])
+    return found.set_index(found.index + 1)
 
 
 def _curve_pictures(results: Results, measure: str, setting: int) -> list[Picture]:
@@ -41,7 +45,7 @@ def _curve_pictures(results: Results, measure: str, setting: int) -> list[Pictur
     for j, arms in enumerate(chunks(results, results.arms)):
         lines = []
         for arm in arms:
-            frame = _thin(_curve(results, measure, setting, arm))
+            frame = thin(over_seeds(results, measure, setting, arm))
             if len(frame):
                 mean, sd = frame["mean"].to_numpy(), frame["std"].fillna(0.0).to_numpy()
                 epochs = frame.index.to_numpy(dtype=float)
@@ -60,15 +64,15 @@ def _curve_pictures(results: Results, measure: str, setting: int) -> list[Pictur
     return found
 
 
-def curves_section(results: Results) -> Section | None:
-    """Training curves (IE-CL's figure 4): accuracy and loss first, all others folded."""
+def sections(results: Results) -> list[Section]:
+    """Accuracy and loss open, all other curves folded by setting."""
     there = list(dict.fromkeys(results.curves["name"]))
     first = [c for c in ("val_acc1", "host_loss") if c in there] or there[:1]
     rest = [c for c in there if c not in first]
     settings = [i for i in range(len(results.settings)) if i in set(results.curves["setting"])]
     pictures = [p for i in settings[:_OPEN] for c in first for p in _curve_pictures(results, c, i)]
     if not pictures:
-        return None
+        return []
     folded = []
     for n, i in enumerate(settings):
         names, what = (rest, "Other curves") if n < _OPEN else (there, "Curves")
@@ -76,33 +80,4 @@ def curves_section(results: Results) -> Section | None:
         if drawn:
             where = results.setting_text(i)
             folded.append(Section(f"curves-{i}", f"{what}, {where}", pictures=drawn))
-    return Section("curves", "Over training", pictures=pictures, folded=folded)
-
-
-def entropy_section(results: Results) -> Section | None:
-    """ΔH of SAIB against the host's loss over training (IE-CL's figure 5)."""
-    pictures = []
-    for i in range(len(results.settings)):
-        for j, arms in enumerate(chunks(results, results.arms)):
-            lines = []
-            for arm in arms:
-                both = _curve(results, "delta_h", i, arm)[["mean"]].join(
-                    _curve(results, "host_loss", i, arm)["mean"].rename("loss"), how="inner"
-                )
-                both = _thin(both)
-                if len(both) > 1:
-                    x, y = both["mean"].to_numpy(), both["loss"].to_numpy()
-                    lines.append(Line(arm, results.looks[arm], x, y, y, y))
-            if lines:
-                pictures.append(
-                    picture(
-                        f"delta-h-{i}-{j}",
-                        f"ΔH against the host's loss, {results.setting_text(i)}",
-                        "Means over seeds, epoch by epoch: from the hollow point to the filled "
-                        "one. ΔH is E log|det J| of SAIB in nats per dimension, scaling included.",
-                        partial(
-                            figures.paths, lines=lines, x=title("delta_h"), y=title("host_loss")
-                        ),
-                    )
-                )
-    return Section("delta-h", "ΔH against the loss", pictures=pictures) if pictures else None
+    return [Section("curves", "Over training", PLACE, pictures=pictures, folded=folded)]
