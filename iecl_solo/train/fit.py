@@ -33,6 +33,7 @@ from iecl_solo.train.callbacks.finite import Finite
 from iecl_solo.train.callbacks.history import History
 from iecl_solo.train.callbacks.seed import StepSeed
 from iecl_solo.train.callbacks.terminal import Terminal, duration, figures
+from iecl_solo.train.callbacks.view_pictures import ViewPictures
 from iecl_solo.train.complete import complete, on_cpu, precision
 from iecl_solo.train.keep import KeptCheckpoints, read_newest
 from iecl_solo.train.order import seed_all, seeded
@@ -203,6 +204,7 @@ def _fit(
     monitor = parse_block("monitor", MonitorConfig, cfg.get("monitor"))
     if monitor.every_n_epochs:
         keep.append(EntropyMonitor(host, monitor, run.folder / "monitor.csv"))
+        keep.append(ViewPictures(monitor.every_n_epochs))
     about = _about(cfg, host, run, images=len(train.dataset), at=(epoch, batches))  # type: ignore[arg-type]
     terminal = Terminal(cfg.name, about, labelled=not cfg.data.no_labels)
     keep += [Collapse(host, cfg.name), History(run.folder), terminal]
