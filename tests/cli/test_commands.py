@@ -22,6 +22,7 @@ from iecl_solo.cli.main import main
 from iecl_solo.solo.checkpoint import read_checkpoint
 from iecl_solo.solo.registry import complete_objective
 from iecl_solo.solo.settings import prepare_pretrain
+from iecl_solo.train.complete import complete
 from iecl_solo.train.fit import fit, pretrain
 from iecl_solo.train.run import Run
 
@@ -160,8 +161,12 @@ def test_run_that_was_cut_off_ends_as_the_whole_one(method: str, images: Path, t
     assert same_tensors(a["state_dict"], b["state_dict"]) == []
 
 
-def test_interrupted_by_hand_says_so_and_goes_on(images: Path, tmp_path: Path):
-    arguments = small(images, tmp_path / "runs", "max_epochs=500", "monitor.every_n_epochs=0")
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 0), (signal.SIGTERM, 2)])
+def test_stopped_by_a_signal_says_so_and_goes_on(
+    number: int, workers: int, images: Path, tmp_path: Path
+):
+    more = ("max_epochs=500", "monitor.every_n_epochs=0", f"data.num_workers={workers}")
+    arguments = small(images, tmp_path / "runs", *more)
     process = subprocess.Popen(
         [sys.executable, "-m", "iecl_solo.cli.main", "pretrain", *arguments],
         env={**os.environ, "PYTHONPATH": str(HOST.path.parent), "OMP_NUM_THREADS": "1"},
@@ -169,16 +174,17 @@ def test_interrupted_by_hand_says_so_and_goes_on(images: Path, tmp_path: Path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # a job in the background is started deaf to Ctrl-C
+        # a job in the background is started deaf to it
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 240
     while not list(tmp_path.rglob("*.ckpt")) and time.monotonic() < deadline:
         time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, error = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert "the same command goes on where it stopped" in error
+    assert process.returncode == 128 + number
+    (said,) = [line for line in error.splitlines() if line.startswith("iecl-solo: ")]
+    assert "saved at " in said and said.endswith("the same command goes on where it stopped")
     assert "Traceback" not in error
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     assert read_checkpoint(checkpoint)["epoch"] >= 0
@@ -202,3 +208,33 @@ def test_every_logger_by_configuration(images: Path, tmp_path: Path, monkeypatch
     assert list(run.glob("wandb/offline-run-*"))
     result = json.loads((run / "result.json").read_text())
     assert result["seconds_per_step"] > 0 and result["versions"]["solo-learn"] == HOST.version
+
+
+def _wandb_runs(folder: Path) -> set[str]:
+    return {p.name.rpartition("-")[2] for p in folder.glob("wandb/offline-run-*")}
+
+
+def test_loggers_get_the_configuration_and_go_on_with_the_same_run(
+    images: Path, tmp_path: Path, monkeypatch
+):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    raw = raw_config("iecl_simclr", images, checkpoint__dir=str(tmp_path), max_epochs=2)
+    raw["tensorboard"] = {"enabled": True}
+    raw["wandb"] = {"enabled": True, "offline": True, "project": "test"}
+    raw["monitor"] = {"images": 8, "delta_h_images": 1, "probes": 2, "steps": 4}
+    cut = complete(OmegaConf.create(raw), HOST)
+    run = Run(cut)
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(cut, HOST, run, callbacks=[_Crash()])
+    before = _wandb_runs(run.folder)
+    pretrain(OmegaConf.create(raw))
+    assert len(before) == 1 and _wandb_runs(run.folder) == before
+    assert json.loads((run.folder / "args.json").read_text())["wandb_run_id"] in before
+    for hparams in run.folder.glob("*/version_0/hparams.yaml"):
+        told = OmegaConf.to_container(OmegaConf.load(hparams))
+        assert told["optimizer"]["lr"] == cut.optimizer.lr and told["iecl"]["lambda"] >= 0
+    assert len(list(run.folder.glob("*/version_0/hparams.yaml"))) == 2  # CSV and TensorBoard
+    events = EventAccumulator(str(run.folder / "tensorboard/version_1"), {"images": 0}).Reload()
+    assert [e.step for e in events.Images("iecl_views")] == [6]
