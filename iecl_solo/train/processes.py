@@ -61,6 +61,21 @@ def ranks(devices: int, num_nodes: int = 1) -> list[dict[str, str]]:
     ]
 
 
+@contextmanager
+def _set(environment: Mapping[str, str]) -> Iterator[None]:
+    """Variables of this process's, for what is started within the block."""
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _leave_with_parent() -> None:
     """End this process when its parent is gone, however that went: the pipe to it then closes."""
     parent = multiprocessing.parent_process()
@@ -77,13 +92,12 @@ def _leave_with_parent() -> None:
 
 def _child(
     errors: connection.Connection,
-    environment: Mapping[str, str],
+    several: bool,
     target: Callable[..., None],
     args: tuple[Any, ...],
 ) -> None:
     _leave_with_parent()
-    os.environ.update(environment)
-    if environment:  # one task of SLURM's that has several devices: it launches nothing itself
+    if several:  # one task of SLURM's that has several devices: it launches nothing itself
         os.environ.pop("SLURM_NTASKS", None)
     code = 0
     with quiet():
@@ -100,7 +114,7 @@ def _child(
         except Exception:
             errors.send(traceback.format_exc())
             code = 1
-    if environment:
+    if several:
         # torch takes gloo's threads down with the interpreter, which now and then aborts a
         # finished process
         sys.stdout.flush()
@@ -131,8 +145,10 @@ def in_processes(
     try:
         for environment in environments:
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_child, args=(theirs, environment, target, args))
-            process.start()
+            several = len(environments) > 1
+            process = context.Process(target=_child, args=(theirs, several, target, args))
+            with _set(environment):  # there before the first import, when Lightning reads its rank
+                process.start()
             theirs.close()
             children.append((process, ours))
         with _handed_on([process for process, _ in children]):
@@ -144,7 +160,7 @@ def in_processes(
         ended_by_us = _end([process for process, _ in children])
     if failed:
         codes = [None if p in ended_by_us else p.exitcode for p, _ in children]
-        _raise(codes, [ours.recv() if ours.poll() else None for _, ours in children])
+        _raise(codes, [_heard(ours) for _, ours in children])
 
 
 @contextmanager
@@ -175,6 +191,14 @@ def _wait(processes: list[BaseProcess]) -> bool:
         if any(process.exitcode for process in processes):
             return True
     return any(process.exitcode for process in processes)
+
+
+def _heard(pipe: connection.Connection) -> str | None:
+    """What a child said, if it did: one that was killed only let go of its pipe."""
+    try:
+        return pipe.recv() if pipe.poll() else None
+    except EOFError:
+        return None
 
 
 def _join(processes: list[BaseProcess], seconds: float = GRACE) -> None:
