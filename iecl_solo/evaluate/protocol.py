@@ -123,8 +123,8 @@ class DenseProtocol:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        if self.torchvision is not None and self.torchvision not in SEGMENTATION:
-            raise unknown_name("dense.torchvision", self.torchvision, SEGMENTATION)
+        if self.torchvision is not None:
+            checks.one_of("dense.torchvision", self.torchvision, SEGMENTATION)
         for name in ("size", "max_epochs", "batch_size", "lr"):
             value = getattr(self, name)
             if value is not None and value <= 0:
