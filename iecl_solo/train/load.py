@@ -16,7 +16,7 @@ from iecl_solo.train.callbacks.seed import StepSeed
 from iecl_solo.train.complete import complete
 from iecl_solo.train.compose import compose_pretrain
 from iecl_solo.train.fit import trainer_arguments
-from iecl_solo.train.order import seed_all, seeded
+from iecl_solo.order import seed_all, seeded
 
 
 class Loaded(NamedTuple):

@@ -22,7 +22,7 @@ from iecl_solo.solo.checkpoint import read_checkpoint
 from iecl_solo.train.complete import complete
 from iecl_solo.train.fit import fit, pretrain
 from iecl_solo.train.logs import read_metrics
-from iecl_solo.train.order import EpochOrder, seeded
+from iecl_solo.order import EpochOrder, seeded
 from iecl_solo.train.run import Run
 from iecl_solo.train.stop import Stopped
 
