@@ -35,8 +35,10 @@ PEERS = ("lightly", "kornia", "stable_pretraining")
 PIPELINES = ("host", "per_image", "batched", *PEERS)
 TABLE = "throughput.csv"
 
-#: Batches of a timed turn: long enough that a turn's beginning does not count.
-_VIEW_BATCHES, _STEPS = 4, 2
+#: Views by themselves are made in batches of this many images, whatever a network is trained with.
+_BATCH = 256
+#: Batches of a timed turn.
+_VIEW_BATCHES, _STEPS = 2, 2
 
 
 def installed(arms: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,10 +64,9 @@ def installed(arms: Mapping[str, Any]) -> dict[str, Any]:
 class _Loaded:
     """A turn of a data loader: always the same number of images, its workers kept between turns."""
 
-    def __init__(self, dataset: Any, batch_size: int, workers: int) -> None:
-        count = min(len(dataset), _VIEW_BATCHES * batch_size)
+    def __init__(self, dataset: Any, batch_size: int, batches: int, workers: int) -> None:
         self.loader: Any = DataLoader(
-            Subset(dataset, range(count)),
+            Subset(dataset, range(min(len(dataset), batches * batch_size))),
             batch_size,
             shuffle=True,
             num_workers=workers,
@@ -81,46 +82,56 @@ class _Batched:
     """A turn of views made for whole batches, of images that are decoded already."""
 
     def __init__(
-        self, loader: BatchedLoader, views: Callable[[Tensor], list[Tensor]] | None
+        self,
+        loader: BatchedLoader,
+        batches: int,
+        views: Callable[[Tensor], list[Tensor]] | None,
     ) -> None:
         self.loader, self.views = loader, views
+        self.batches = min(batches, len(loader))
 
     def __iter__(self) -> Iterator[Any]:
         if self.views is None:
-            yield from islice(self.loader, _VIEW_BATCHES)
+            yield from islice(self.loader, self.batches)
             return
         order = torch.tensor([index for _, index in self.loader.sampler])
         order = order.split(self.loader.sampler.batch_size)
-        for index in order[: min(_VIEW_BATCHES, len(self.loader))]:
+        for index in order[: self.batches]:
             images, _, labels = self.loader.images.take(index)
             yield [index, self.views(images.float() / 255), labels]
 
 
-def source(cfg: DictConfig, pipeline: str, host: Host, threads: int) -> Any:
+def source(
+    cfg: DictConfig, pipeline: str, host: Host, *, batch_size: int, batches: int, threads: int
+) -> Any:
     """What gives a turn's batches ``[index, views, label]`` each time it is iterated.
 
     Args:
         cfg: completed.
         pipeline: one of ``PIPELINES``.
         host: the solo-learn in use.
+        batch_size: images of a batch; all that there are if they are fewer.
+        batches: of a turn; fewer if the data set has fewer.
         threads: cores it may use: as worker processes where images are transformed one by one
             (none if 1), as torch's threads where batches are.
     """
     cfg = OmegaConf.create(plain(cfg))
-    workers, size = (0 if threads == 1 else threads), cfg.optimizer.batch_size
+    cfg.optimizer.batch_size = batch_size
     if pipeline in ("batched", "kornia", "stable_pretraining"):
         cfg.data.views = "batched"
         loader = pretrain_loader(cfg, host)
         assert isinstance(loader, BatchedLoader)
+        loader.sampler.batch_size = min(batch_size, len(loader.images))
         made = {"kornia": _kornia, "stable_pretraining": _stable_pretraining}.get(pipeline)
-        return _Batched(loader, made(cfg) if made else None)
+        return _Batched(loader, batches, made(cfg) if made else None)
     cfg.data.views = "per_image"
     dataset: Any = pretrain_loader(cfg, host).dataset  # type: ignore[union-attr]
     if pipeline == "host" and hasattr(dataset, "loader"):
         dataset.loader = default_loader  # torchvision's, as in the host's own scripts
     if pipeline == "lightly":
         dataset.transform = _lightly(cfg)
-    return _Loaded(dataset, size, workers)
+    batch_size = min(batch_size, len(dataset))
+    return _Loaded(dataset, batch_size, batches, 0 if threads == 1 else threads)
 
 
 def _pipeline(cfg: DictConfig) -> DictConfig:
@@ -212,16 +223,12 @@ def _images(turn: Any, step: Step | None = None) -> int:
             at = step.device
             step.batch = [index.to(at), [v.to(at) for v in views], labels.to(at)]
             step()
-            if count >= _STEPS * len(index):
-                break
     return count
 
 
 def _rates(name: str, turns: list[Callable[[], int]], rounds: int) -> dict[str, float]:
     """Images a second of the last turn, and times the first's, with quartiles over rounds."""
     count = [turn() for turn in turns]  # also what warms each up
-    if not all(count):
-        raise IECLError("throughput: the data set has not one full batch")
     seconds = interleaved(turns, rounds, warmup=1)
     each = [[t / n for t in times] for times, n in zip(seconds, count, strict=True)]
     out = {f"{name}images_per_second": 1 / statistics.median(each[-1])}
@@ -270,7 +277,7 @@ def _timed(command: list[str], folder: str, threads: int) -> dict[str, float]:
 
 
 def measure_throughput(
-    cfg: DictConfig, pipeline: str, host: Host, *, rounds: int, threads: int
+    cfg: DictConfig, pipeline: str, host: Host, *, rounds: int, threads: int, start: bool = True
 ) -> dict[str, float]:
     """How many images a second a pipeline gives, in turn with the host's in this process.
 
@@ -280,6 +287,7 @@ def measure_throughput(
         host: the solo-learn in use.
         rounds: timed turns of each.
         threads: cores that each may use.
+        start: whether a command is timed too.
 
     Returns:
         ``images_per_second`` of views by themselves; ``ratio_to_host`` with its quartiles ``_low``
@@ -292,14 +300,23 @@ def measure_throughput(
     try:
         completed = complete(OmegaConf.create(plain(cfg)), host)
         wanted = [pipeline] if pipeline == "host" else ["host", pipeline]
-        sources = [source(completed, name, host, threads) for name in wanted]
-        out = _rates("", [partial(_images, s) for s in sources], rounds)
+
+        def sources(batch_size: int, batches: int) -> list[Any]:
+            return [
+                source(
+                    completed, name, host, batch_size=batch_size, batches=batches, threads=threads
+                )
+                for name in wanted
+            ]
+
+        out = _rates("", [partial(_images, s) for s in sources(_BATCH, _VIEW_BATCHES)], rounds)
         if pipeline not in PEERS:
-            step = Step(cfg, host)
-            out |= _rates("training_", [partial(_images, s, step) for s in sources], rounds)
+            step, size = Step(cfg, host), cfg.optimizer.batch_size
+            turns = [partial(_images, s, step) for s in sources(size, _STEPS)]
+            out |= _rates("training_", turns, rounds)
     finally:
         torch.set_num_threads(before)
-    return out | _start(cfg, pipeline, host, threads)
+    return out | (_start(cfg, pipeline, host, threads) if start else {})
 
 
 def write_table(cells: pd.DataFrame, metrics: pd.DataFrame, path: Path) -> None:

@@ -51,10 +51,12 @@ class _SAIB:
         self.transform, self.prob = transform, transform.prob
 
     def draw(self, count: int, generator: torch.Generator) -> views.Parameters:
-        return {}
+        return {"seed": torch.randint(2**63 - 1, (count,), generator=generator)}
 
     def __call__(self, x: Tensor, parameters: views.Parameters) -> Tensor:
-        return self.transform.saib.to(x.device)(x)
+        # a SAIB with noise draws it for these images at once, by the first one's seed
+        noise = torch.Generator(x.device).manual_seed(int(parameters["seed"][0]))
+        return self.transform.saib.to(x.device).realize(x, noise)(x)
 
 
 def batched(pipeline: Any, copies: int = 1) -> views.Pipeline:
