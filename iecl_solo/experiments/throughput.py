@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -226,7 +226,7 @@ def _images(turn: Any, step: Step | None = None) -> int:
     return count
 
 
-def _rates(name: str, turns: list[Callable[[], int]], rounds: int) -> dict[str, float]:
+def _rates(name: str, turns: Sequence[Callable[[], int]], rounds: int) -> dict[str, float]:
     """Images a second of the last turn, and times the first's, with quartiles over rounds."""
     count = [turn() for turn in turns]  # also what warms each up
     seconds = interleaved(turns, rounds, warmup=1)
