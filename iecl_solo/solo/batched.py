@@ -205,5 +205,9 @@ class BatchedLoader:
             yield [index.to(device), made, labels.to(device)]
 
     def _generator(self, epoch: int, number: int) -> torch.Generator:
-        rank = distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+        rank = (
+            distributed.get_rank()
+            if distributed.is_available() and distributed.is_initialized()
+            else 0
+        )
         return torch.Generator().manual_seed(seed_of(self.sampler.seed, epoch, number, rank))

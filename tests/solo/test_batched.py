@@ -182,7 +182,9 @@ def test_processes_share_an_epoch(images: Path, monkeypatch: pytest.MonkeyPatch)
     assert sorted(seen.tolist()) == list(range(24))
     # an epoch's images in the order of one process with a batch of both
     (first, *_), (second, *_) = parts
-    assert torch.equal(torch.stack((first[0], second[0]), 1).flatten(), next(iter(loader(images)))[0])
+    assert torch.equal(
+        torch.stack((first[0], second[0]), 1).flatten(), next(iter(loader(images)))[0]
+    )
     # the processes draw apart: a view's parameters are not those of its neighbour in the other
     assert not torch.equal(first[1][0], second[1][0])
 
@@ -272,12 +274,12 @@ def test_processes_that_start_together_decode_once(tmp_path: Path, capfd: Any):
 def test_a_folder_that_may_not_be_written_is_decoded_elsewhere(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    real = os.access
+    real, cfg = os.access, config("simclr", images, data__views="batched")
     monkeypatch.setattr(
         os, "access", lambda p, mode: False if Path(p) == images.parent else real(p, mode)
     )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    loader(images)
+    pretrain_loader(cfg, HOST)
     assert not decoded_files(images)
     assert len(list((tmp_path / "cache").rglob("*.npy"))) == 1
 
