@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from iecl_solo.errors import IECLError
 from iecl_solo.lipschitz import evaluating, parametrize_spectral
@@ -306,6 +307,11 @@ def with_objective(host_class: Any, *objective_classes: type[Objective]) -> type
             return [*super().learnable_params, *(g for g in groups if g["params"])]
 
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            # a parametrised weight is made once a step, not once a view and a term
+            with parametrize.cached():
+                return self._training_step(batch, batch_idx)
+
+        def _training_step(self, batch: Any, batch_idx: int) -> Tensor:
             # before the host's forward pass, so that their gradients come last, when the
             # activations are gone: no second set of gradients at the height of a step's memory
             of_weights = {
