@@ -20,7 +20,7 @@ from torchvision import transforms
 from iecl_solo.errors import IECLError
 from iecl_solo.order import seeded
 from iecl_solo.saib import SAIB, save_saib
-from iecl_solo.solo.batched import BatchedLoader, batched_pipeline
+from iecl_solo.solo.batched import BatchedLoader, batched
 from iecl_solo.solo.data import pretrain_loader
 from iecl_solo.train.fit import pretrain
 
@@ -125,7 +125,7 @@ def test_what_only_main_has(images: Path):
 
 def test_a_transform_without_a_batched_form_is_refused():
     with pytest.raises(IECLError, match=r"RandomRotation has no batched form; per_image knows it"):
-        batched_pipeline(transforms.Compose([transforms.RandomRotation(5)]))
+        batched(transforms.Compose([transforms.RandomRotation(5)]))
 
 
 def test_an_unknown_kind_of_views_is_refused(images: Path):
