@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from iecl_solo.errors import CannotWrite, IECLError
+from iecl_solo.order import seed_all, seeded
 from iecl_solo.solo.build import build_model
 from iecl_solo.solo.checkpoint import read_checkpoint
 from iecl_solo.solo.config import parse_block, plain
@@ -36,7 +37,6 @@ from iecl_solo.train.callbacks.terminal import Terminal, duration, figures
 from iecl_solo.train.callbacks.view_pictures import ViewPictures
 from iecl_solo.train.complete import complete, on_cpu, precision
 from iecl_solo.train.keep import KeptCheckpoints, read_newest
-from iecl_solo.train.order import seed_all, seeded
 from iecl_solo.train.processes import in_processes, launched, ranks
 from iecl_solo.train.run import Run, versions
 from iecl_solo.train.stop import Signals, Stopped, requeue
@@ -187,7 +187,7 @@ def _fit(
 ) -> Trainer:
     if OmegaConf.select(cfg, "performance.compile", default=False):
         getattr(model, host.online).compile()
-    train, order = seeded(pretrain_loader(cfg, host), cfg.seed)
+    train, order = seeded(pretrain_loader(cfg, host, lambda: model.device), cfg.seed)
     given = cfg.get("resume_from_checkpoint")
     found = read_newest(run.checkpoint)
     if given is not None and found is None:
