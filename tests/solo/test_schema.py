@@ -183,6 +183,27 @@ def test_every_option_of_a_method_is_known(method: str):
     schema.check_method_options(METHOD_KWARGS[method], read)
 
 
+SCRIPTS = HOST.path.parent / "scripts" / "pretrain"
+
+
+@pytest.mark.skipif(not SCRIPTS.is_dir(), reason="1.0.2 brings no YAMLs")
+def test_solo_learns_own_yamls_pass():
+    seen = 0
+    for path in sorted(SCRIPTS.rglob("*.yaml")):
+        cfg = OmegaConf.to_container(OmegaConf.load(path))
+        if not isinstance(cfg, dict):
+            continue  # a list of augmentations
+        if "method" not in cfg or cfg["method"] not in HOST.methods or cfg["method"] == "mae":
+            continue
+        cfg = {
+            k: v for k, v in cfg.items() if k not in ("defaults", "augmentations", "accelerator")
+        }
+        schema.check(cfg)
+        schema.check_method_options(cfg.get("method_kwargs", {}), HOST.options(cfg["method"]))
+        seen += 1
+    assert seen > 20
+
+
 _BLOCKS = {
     "optimizer": schema.Optimizer,
     "scheduler": schema.Scheduler,
