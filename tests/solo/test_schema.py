@@ -57,7 +57,7 @@ WRONG: list[tuple[str, object, str]] = [
     ("checkpoint.frequency", "abc", "a whole number from 1 up"),
     ("checkpoint.frequency", 0, "a whole number from 1 up"),
     ("checkpoint.enabled", "foo", "true or false"),
-    ("checkpoint.dir", "/dev/null/runs", "/dev/null is no folder"),
+    ("checkpoint.dir", "/dev/null/runs", "/dev/null is not a directory"),
     ("accumulate_grad_batches", 0, "a whole number from 1 up"),
     ("accumulate_grad_batches", -1, "a whole number from 1 up"),
     ("num_nodes", 0, "a whole number from 1 up"),
@@ -139,7 +139,7 @@ def test_an_accelerator_that_is_not_there_is_named(images: Path):
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         complete(cfg, HOST)
         return
-    with pytest.raises(IECLError, match="accelerator: 'gpu' is not on this machine"):
+    with pytest.raises(IECLError, match="accelerator: gpu is not on this machine"):
         complete(cfg, HOST)
 
 
