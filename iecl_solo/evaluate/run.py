@@ -310,7 +310,8 @@ def view_features(
     """
     cfg = copy.deepcopy(cfg)
     cfg.data.views = None  # one image at a time: these are few
-    dataset: Any = pretrain_loader(cfg, host).dataset
+    loader: Any = pretrain_loader(cfg, host)
+    dataset = loader.dataset
     chosen = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).astype(int).tolist()
     large = cfg.data.num_large_crops
     found: list[Tensor] = []

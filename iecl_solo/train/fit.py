@@ -205,7 +205,7 @@ def _fit(
     if monitor.every_n_epochs:
         keep.append(EntropyMonitor(host, monitor, run.folder / "monitor.csv"))
         keep.append(ViewPictures(monitor.every_n_epochs))
-    about = _about(cfg, host, run, images=len(train.dataset), at=(epoch, batches))  # type: ignore[arg-type]
+    about = _about(cfg, host, run, images=order.images, at=(epoch, batches))
     terminal = Terminal(cfg.name, about, labelled=not cfg.data.no_labels)
     keep += [Collapse(host, cfg.name), History(run.folder), terminal]
     if cfg.checkpoint.enabled:
