@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from iecl_solo import checks
-from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.corruptions import CORRUPTIONS, SEVERITIES
 
 
