@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import normalize, to_pil_image, to_tensor
 
-from iecl_solo.errors import IECLError
+from iecl_solo import checks
 from iecl_solo.saib import BaseSAIB, load_saib
 
 
@@ -48,8 +48,7 @@ class FrozenSAIB:
         mean: tuple[float, ...] = (0.485, 0.456, 0.406),
         std: tuple[float, ...] = (0.229, 0.224, 0.225),
     ) -> None:
-        if not 0 <= prob <= 1:
-            raise IECLError(f"prob: {prob} is not allowed, a probability from 0 to 1 is")
+        checks.number("prob", prob, 0, 1)
         self.saib = saib if isinstance(saib, BaseSAIB) else load_saib(saib)
         self.saib.eval().requires_grad_(False)
         self.prob, self.mean, self.std = prob, tuple(mean), tuple(std)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def _interval(low: float | None, high: float | None, above: bool) -> str:
         return "" if high is None else f" up to {high}"
     begin = f" above {low}" if above else f" from {low}"
     if high is not None:
-        return f"{begin} to {high}"
+        return f"{begin} and up to {high}" if above else f"{begin} to {high}"
     return begin if above else f"{begin} up"
 
 
@@ -56,8 +57,8 @@ def whole(key: str, given: Any, low: int | None = None, high: int | None = None)
     Traceback (most recent call last):
     iecl_solo.errors.IECLError: seed: -1 is not allowed, a whole number from 0 up is
     """
-    number_of_kind = isinstance(given, int) and not isinstance(given, bool)
-    if not number_of_kind or not _inside(given, low, high, above=False):
+    of_kind = isinstance(given, Integral) and not isinstance(given, bool)
+    if not of_kind or not _inside(given, low, high, above=False):
         raise refusal(key, given, f"a whole number{_interval(low, high, above=False)}")
 
 
@@ -87,7 +88,7 @@ def number(
     Traceback (most recent call last):
     iecl_solo.errors.IECLError: grayscale.prob: 5 is not allowed, a number from 0 to 1 is
     """
-    of_kind = isinstance(given, (int, float)) and not isinstance(given, bool)
+    of_kind = isinstance(given, Real) and not isinstance(given, bool)
     if not of_kind or math.isnan(given) or (math.isinf(given) and not infinite):
         raise refusal(key, given, f"a number{_interval(low, high, above)}")
     if not _inside(given, low, high, above):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from iecl_solo import checks
 from iecl_solo.errors import IECLError
 
 # what the folder was written with; it is written last, so a folder that has it is complete
@@ -92,10 +93,8 @@ def write_digits(
         (1437, 360)
     """
     root = Path(root)
-    if image_size < 8:
-        raise IECLError(f"digits: image_size {image_size} is not allowed, at least 8 is")
-    if not 0.01 <= test_fraction <= 0.99:
-        raise IECLError(f"digits: test_fraction {test_fraction} is not allowed, 0.01 to 0.99 is")
+    checks.whole("digits: image_size", image_size, 8)
+    checks.number("digits: test_fraction", test_fraction, 0.01, 0.99)
     classes = sorted(set(range(10) if classes is None else classes))
     if not classes or not set(classes) <= set(range(10)):
         raise IECLError(f"digits: classes {classes} are not allowed, 0 to 9 are")

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from iecl_solo import checks
 from iecl_solo.errors import IECLError, unknown_name
 
 __all__ = [
@@ -58,14 +59,31 @@ BLOCK_ELEMENTS = 2**24
 P = ParamSpec("P")
 
 
-def _checked_rows(z: Tensor) -> Tensor:
-    if z.ndim != 2:
-        raise IECLError(f"embeddings of shape {tuple(z.shape)}: (B, d) is needed")
+def checked_rows(
+    z: Tensor, what: str = "embeddings", *, least: int = 1, width: int | None = None
+) -> Tensor:
+    """Rows (B, d), lifted to float32 if they are in less.
+
+    Args:
+        z: the rows.
+        what: they are, for the message.
+        least: B that is needed.
+        width: d that is needed; any if not given.
+
+    Raises:
+        IECLError: z is not (B, d), not floating or has too few rows.
+
+    >>> checked_rows(torch.ones(2, 3, dtype=torch.float16)).dtype
+    torch.float32
+    """
+    if z.ndim != 2 or (width is not None and z.shape[1] != width):
+        wanted = "d" if width is None else width
+        raise IECLError(f"{what} of shape {tuple(z.shape)}: (B, {wanted}) is needed")
     if not z.is_floating_point():
-        raise IECLError(f"embeddings of dtype {z.dtype}: a floating dtype is needed")
-    if z.shape[0] < 2 or z.shape[1] < 1:
-        raise IECLError(f"embeddings of shape {tuple(z.shape)}: at least 2 rows of 1 are needed")
-    return z if z.dtype == torch.float64 else z.float()
+        raise IECLError(f"{what} of dtype {z.dtype}: a floating dtype is needed")
+    if z.shape[0] < least or z.shape[1] < 1:
+        raise IECLError(f"{what} of shape {tuple(z.shape)}: at least {least} rows of 1 are needed")
+    return z if z.dtype.itemsize > 4 else z.float()
 
 
 def _precision_switches() -> list[tuple[object, str, object]]:
@@ -176,7 +194,7 @@ def _of_rows(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     @functools.wraps(function)
     def wrapped(*args: P.args, **options: P.kwargs) -> Tensor:
         named = inspect.signature(function).bind(*args, **options).arguments
-        tensors = {k: _checked_rows(v) for k, v in named.items() if isinstance(v, Tensor)}
+        tensors = {k: checked_rows(v, least=2) for k, v in named.items() if isinstance(v, Tensor)}
         if not tensors:
             given = ", ".join(type(a).__name__ for a in named.values()) or "nothing"
             raise IECLError(f"{function.__name__} of {given}: a tensor is needed")
@@ -188,17 +206,6 @@ def _of_rows(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
         return in_full_precision(call, *tensors.values())
 
     return wrapped
-
-
-def _check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
-    if not low <= value <= high:
-        allowed = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
-        raise IECLError(f"{name}={value}: {allowed} is allowed")
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise IECLError(f"{name}={value}: a positive, finite number is needed")
 
 
 def _without_nan(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -228,7 +235,7 @@ def _check_covariance(covariance: str, shrinkage: float | None) -> None:
     if covariance not in COVARIANCES:
         raise unknown_name("covariance", covariance, COVARIANCES)
     if shrinkage is not None:
-        _check_range("shrinkage", shrinkage, 0, 1)
+        checks.number("shrinkage", shrinkage, 0, 1)
 
 
 def _for_logdet(above: Tensor, below: Tensor, freedom: int, estimated: int) -> Tensor:
@@ -375,7 +382,7 @@ def coding_rate(z: Tensor, *, eps: float = 0.5) -> Tensor:
     >>> round(coding_rate(torch.eye(4)).item(), 4)  # 4/2 log(1 + 4/(4 * 0.25))
     3.2189
     """
-    _check_positive("eps", eps)
+    checks.number("eps", eps, 0, above=True)
     rows, dim = z.shape
     scale = dim / (rows * eps**2)
     mean = z.mean(0)
@@ -656,7 +663,7 @@ def vmf_kde_entropy(z: Tensor, *, concentration: float = 10.0) -> Tensor:
     >>> round(vmf_kde_entropy(z, concentration=1e-3).item(), 4)  # a flat kernel: log(2 pi)
     1.8379
     """
-    _check_positive("concentration", concentration)
+    checks.number("concentration", concentration, 0, above=True)
     unit = F.normalize(z, eps=1e-6)
 
     def log_kernels(block: slice) -> Tensor:
@@ -706,8 +713,8 @@ def renyi_entropy(z: Tensor, *, alpha: float = 2.0, bandwidth: float = math.sqrt
     >>> round(renyi_entropy(z).item(), 4)  # log 4
     1.3863
     """
-    _check_positive("alpha", alpha)
-    _check_positive("bandwidth", bandwidth)
+    checks.number("alpha", alpha, 0, above=True)
+    checks.number("bandwidth", bandwidth, 0, above=True)
     if alpha == 2:
         centred = z - z.mean(0)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from iecl_solo import checks
 from iecl_solo.entropy import full_precision
 from iecl_solo.errors import IECLError
 
@@ -82,11 +83,6 @@ class DeltaH:
     @property
     def anisotropic_per_dimension(self) -> float:
         return self.anisotropic / self.dimensions
-
-
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise IECLError(f"{name}={value}: at least {least} is needed")
 
 
 def _check_input(module: Module, x: Tensor) -> None:
@@ -232,7 +228,7 @@ def logabsdet_exact(module: Module, x: Tensor, *, chunk_size: int = 64) -> Tenso
     >>> round(logabsdet_exact(lambda x: 2 * x, torch.zeros(1, 3, 4, 4)).item() / 48, 4)  # log 2
     0.6931
     """
-    _check_at_least("chunk_size", chunk_size, 1)
+    checks.whole("chunk_size", chunk_size, 1)
     _check_input(module, x)
     with _measuring(x):
         jacobians = _jacobians(module, x, chunk_size, square=True)
@@ -426,9 +422,9 @@ def _probe_quadratures(
 
 def _check_options(probes: int, steps: int, chunk_size: int | None) -> None:
     # a standard error needs two probes; two steps make the Frobenius norm of a symmetric J exact
-    _check_at_least("probes", probes, 2)
-    _check_at_least("steps", steps, 2)
-    _check_at_least("chunk_size", chunk_size if chunk_size is not None else 1, 1)
+    checks.whole("probes", probes, 2)
+    checks.whole("steps", steps, 2)
+    checks.whole("chunk_size", chunk_size if chunk_size is not None else 1, 1)
 
 
 def _estimates(quadrature: _Quadrature, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -601,7 +597,7 @@ def log_volume(module: Module, x: Tensor, *, chunk_size: int = 16) -> Tensor:
     >>> round(log_volume(lambda x: 3 * x[:, :2], torch.zeros(1, 5)).item(), 4)  # 2 log 3
     2.1972
     """
-    _check_at_least("chunk_size", chunk_size, 1)
+    checks.whole("chunk_size", chunk_size, 1)
     _check_input(module, x)
     with _measuring(x):
         jacobians = _jacobians(module, x, chunk_size, square=False)

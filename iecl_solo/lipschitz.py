@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
+from iecl_solo import checks
 from iecl_solo.errors import IECLError, unknown_name
 
 _MODES = ("penalty", "bilipschitz", "volume")
@@ -111,10 +112,8 @@ class SpectralRegularizer(nn.Module):
             raise unknown_name("spectral mode", mode, _MODES)
         if norm not in _NORMS:
             raise unknown_name("spectral norm", norm, _NORMS)
-        if power_iterations < 1:
-            raise IECLError(f"power_iterations {power_iterations}: at least 1 is needed")
-        if not 0 < sigma_min_floor <= 1:
-            raise IECLError(f"sigma_min_floor {sigma_min_floor}: above 0 and at most 1 is needed")
+        checks.whole("power_iterations", power_iterations, 1)
+        checks.number("sigma_min_floor", sigma_min_floor, 0, 1, above=True)
         if norm == "convolution" and mode != "penalty":
             raise IECLError(f"mode '{mode}' with norm 'convolution': only norm 'reshaped' has it")
         if (norm == "convolution" or fold) != (input_size is not None):

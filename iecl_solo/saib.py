@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from einops import einsum, rearrange, reduce
 from torch import Tensor, nn
 
+from iecl_solo import checks
 from iecl_solo.errors import IECLError, unknown_name
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -34,6 +35,8 @@ _INCREASING: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "tanh": (torch.tanh, 1.0),
 }
 _CONVEX_GAIN = 0.1
+# a stack deeper than the networks that it stands before is a slip, and takes minutes to build
+_MOST = {"depth": 100}
 _METADATA_KEY = "iecl_solo.saib"
 
 
@@ -122,8 +125,7 @@ class BaseSAIB(nn.Module):
             "expansion": expansion,
             "depth": depth,
         }.items():
-            if value < 1:
-                raise IECLError(f"SAIB {name} {value}: at least 1 is needed")
+            checks.whole(f"SAIB {name}", value, 1, _MOST.get(name))
         if activation not in self.activations:
             raise unknown_name(f"{self.variant} SAIB activation", activation, self.activations)
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
@@ -405,10 +407,8 @@ class NoiseSAIB(BaseSAIB):
             noise_channels=noise_channels,
             budget=budget,
         )
-        if noise_channels < 1:
-            raise IECLError(f"SAIB noise_channels {noise_channels}: at least 1 is needed")
-        if not 0 < budget < math.inf:
-            raise IECLError(f"SAIB budget {budget}: a positive, finite number is needed")
+        checks.whole("SAIB noise_channels", noise_channels, 1)
+        checks.number("SAIB budget", budget, 0, above=True)
         self.noise_channels = noise_channels
         widths = [self._width + noise_channels, *[self._width] * (depth - 1)]
         s = _ACTIVATIONS[activation]

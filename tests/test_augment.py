@@ -73,11 +73,13 @@ def test_stands_in_the_hosts_pipeline_by_configuration(saib: SAIB, images: Path,
 
 
 def test_mistakes_are_one_line(saib: SAIB, images: Path):
-    with pytest.raises(IECLError, match="probability from 0 to 1"):
+    with pytest.raises(IECLError, match="a number from 0 to 1"):
         FrozenSAIB(saib, 1.5)
     crop = raw_config("simclr", images)["augmentations"][0]
-    cfg = config("simclr", images, augmentations=[{**crop, "saib": {"path": "x"}}])
-    with pytest.raises(IECLError, match=r"augmentations\.saib"):
+    with pytest.raises(IECLError, match=r"augmentations\[0\]\.saib\.path"):
+        config("simclr", images, augmentations=[{**crop, "saib": {"path": "x"}}])
+    cfg = config("simclr", images, augmentations=[{**crop, "saib": {"prob": 0.5}}])
+    with pytest.raises(IECLError, match=r"augmentations\.saib: no file"):
         pretrain_loader(cfg, HOST)
 
 

@@ -350,9 +350,9 @@ def test_global_random_state_is_neither_read_nor_moved(mode: str) -> None:
     [
         ({"mode": "penalti"}, "did you mean 'penalty'"),
         ({"norm": "conv"}, "Allowed: convolution, reshaped"),
-        ({"power_iterations": 0}, "power_iterations 0"),
-        ({"sigma_min_floor": 0.0}, "sigma_min_floor 0.0"),
-        ({"sigma_min_floor": 1.5}, "sigma_min_floor 1.5"),
+        ({"power_iterations": 0}, "power_iterations: 0"),
+        ({"sigma_min_floor": 0.0}, "sigma_min_floor: 0.0"),
+        ({"sigma_min_floor": 1.5}, "sigma_min_floor: 1.5"),
         ({"norm": "convolution"}, "need it"),
         ({"input_size": (3, 8, 8)}, "need it"),
         ({"mode": "bilipschitz", "norm": "convolution", "input_size": (3, 8, 8)}, "reshaped"),

@@ -495,7 +495,7 @@ def test_two_processes_are_one(tmp_path):
     ("call", "message"),
     [
         (lambda z: spectral_contrastive_loss(z, z, pairs="al"), "did you mean 'all'"),
-        (lambda z: spectral_contrastive_loss(z, z, mu=0.0), "mu=0.0"),
+        (lambda z: spectral_contrastive_loss(z, z, mu=0.0), "mu: 0.0"),
         (lambda z: spectral_contrastive_loss(z, z[:2]), r"shapes \(3, 4\) and \(2, 4\)"),
         (lambda z: spectral_contrastive_loss(z[:1], z[:1]), "at least 2"),
         (lambda z: spectral_contrastive_loss(z[0], z[0]), r"shape \(4,\)"),
@@ -504,7 +504,7 @@ def test_two_processes_are_one(tmp_path):
         (lambda z: MINCLoss(0), "dim=0"),
         (lambda z: MINCLoss(4, base_decay=1.0), "base_decay=1.0"),
         (lambda z: MINCLoss(4, final_decay=-0.1), "final_decay=-0.1"),
-        (lambda z: MINCLoss(4, mu=math.nan), "mu=nan"),
+        (lambda z: MINCLoss(4, mu=math.nan), "mu: nan"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(call: Callable, message: str):

@@ -416,11 +416,11 @@ def test_gradients(variant: str) -> None:
         ({"variant": "convex", "inner_skip": True}, "unknown option of the convex SAIB"),
         ({"variant": "noise", "outer_skip": False}, "unknown option of the noise SAIB"),
         ({"outer_skipp": False}, "did you mean 'outer_skip'"),
-        ({"variant": "noise", "budget": 0.0}, "budget 0.0"),
-        ({"variant": "noise", "noise_channels": 0}, "noise_channels 0"),
-        ({"depth": 0}, "depth 0"),
-        ({"expansion": 0}, "expansion 0"),
-        ({"patch_size": 0}, "patch_size 0"),
+        ({"variant": "noise", "budget": 0.0}, "budget: 0.0"),
+        ({"variant": "noise", "noise_channels": 0}, "noise_channels: 0"),
+        ({"depth": 0}, "depth: 0"),
+        ({"expansion": 0}, "expansion: 0"),
+        ({"patch_size": 0}, "patch_size: 0"),
     ],
 )
 def test_refused_at_construction(options: dict, words: str) -> None:

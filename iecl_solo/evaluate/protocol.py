@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from iecl_solo import checks
 from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.evaluate.corruptions import CORRUPTIONS, SEVERITIES
 
@@ -126,8 +127,8 @@ class DenseProtocol:
             raise unknown_name("dense.torchvision", self.torchvision, SEGMENTATION)
         for name in ("size", "max_epochs", "batch_size", "lr"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise IECLError(f"dense.{name}: {value} is not above 0")
+            if value is not None:
+                checks.number(f"dense.{name}", value, 0, above=True)
 
 
 @dataclass
@@ -166,18 +167,15 @@ class EvaluationConfig:
         if "dense_miou" in self.measures and self.dense.root is None:
             raise IECLError("evaluation.dense.root: no value is given, dense_miou needs one")
         for name, count in vars(self.label_free).items():
-            if count < 2:
-                raise IECLError(f"evaluation.label_free.{name}: {count} given, at least 2 needed")
-        if not 0 < self.held_out < 1:
-            raise IECLError(f"evaluation.held_out: {self.held_out} is not between 0 and 1")
+            checks.number(f"evaluation.label_free.{name}", count, 2)
+        checks.number("evaluation.held_out", self.held_out, 0, 0.99, above=True)
         for name in self.corruptions.corruptions:
             if name not in CORRUPTIONS:
                 raise unknown_name("evaluation.corruptions.corruptions", name, CORRUPTIONS)
         severities = self.corruptions.severities
         if not severities or not set(severities) <= set(SEVERITIES):
             raise IECLError(f"evaluation.corruptions.severities: {severities} is not out of 1 to 5")
-        if self.corruptions.images < 1:
-            raise IECLError(f"evaluation.corruptions.images: {self.corruptions.images} is not >= 1")
+        checks.number("evaluation.corruptions.images", self.corruptions.images, 1)
         for name, values in (
             ("knn.k", self.knn.k),
             ("linear.lr", self.linear.lr),
@@ -187,8 +185,7 @@ class EvaluationConfig:
             if not values or min(values) <= 0:
                 raise IECLError(f"evaluation.{name}: {values} is not a list of positive numbers")
         for share in self.finetune.fractions:
-            if not 0 < share <= 1:
-                raise IECLError(f"evaluation.finetune.fractions: {share} is not in (0, 1]")
+            checks.number("evaluation.finetune.fractions", share, 0, 1, above=True)
         for name, data in self.datasets.items():
             known = "torchvision" in data
             wanted = {"torchvision", "root"} if known else {"dataset", "train_path", "val_path"}

@@ -14,24 +14,12 @@ import torch.nn.functional as F
 from einops import einsum
 from torch import Tensor, nn
 
-from iecl_solo.entropy import full_precision, in_full_precision, log_vmf_normalizer
+from iecl_solo import checks
+from iecl_solo.entropy import checked_rows, full_precision, in_full_precision, log_vmf_normalizer
 from iecl_solo.errors import IECLError
 from iecl_solo.losses.features import mean_over_processes
 
 __all__ = ["PrototypeMarginal", "VMFMixture", "entropy_bound"]
-
-
-def _checked(z: Tensor, width: int, what: str) -> Tensor:
-    if z.ndim != 2 or z.shape[1] != width:
-        raise IECLError(f"{what} of shape {tuple(z.shape)}: (B, {width}) is needed")
-    if not z.is_floating_point():
-        raise IECLError(f"{what} of dtype {z.dtype}: a floating dtype is needed")
-    return z if z.dtype == torch.float64 else z.float()
-
-
-def _check_count(name: str, value: int, minimum: int) -> None:
-    if value < minimum:
-        raise IECLError(f"{name}={value}: at least {minimum} is needed")
 
 
 def _of_all_processes(mean: Tensor) -> Tensor:
@@ -100,8 +88,8 @@ class VMFMixture(nn.Module):
         self, dim: int, num_components: int = 64, *, max_concentration: float = math.inf
     ) -> None:
         super().__init__()
-        _check_count("dim", dim, 2)
-        _check_count("num_components", num_components, 1)
+        checks.whole("dim", dim, 2)
+        checks.whole("num_components", num_components, 1)
         if not max_concentration > 0:
             raise IECLError(f"max_concentration={max_concentration}: a positive number is needed")
         self.dim = dim
@@ -143,7 +131,7 @@ class VMFMixture(nn.Module):
 
         Cost: O(B K d).
         """
-        z = _checked(z, self.dim, "embeddings")
+        z = checked_rows(z, width=self.dim)
         with full_precision(z.device):
             return self._log_joint(self._cosines(z)).logsumexp(1)
 
@@ -167,7 +155,7 @@ class VMFMixture(nn.Module):
         Returns:
             A 0-dim tensor. Its gradient, averaged over the processes, is that of all rows.
         """
-        z = _checked(z.detach(), self.dim, "embeddings")
+        z = checked_rows(z.detach(), width=self.dim)
         with full_precision(z.device):
             cosines = self._cosines(z)
             responsibility = self._log_joint(cosines).detach().softmax(1)
@@ -268,14 +256,15 @@ class PrototypeMarginal(nn.Module):
 
     def __init__(self, num_prototypes: int, *, temperature: float = 1.0) -> None:
         super().__init__()
-        _check_count("num_prototypes", num_prototypes, 2)
+        checks.whole("num_prototypes", num_prototypes, 2)
         if not 0 < temperature < math.inf:
             raise IECLError(f"temperature={temperature}: a positive, finite number is needed")
         self.temperature = temperature
         self.logits = nn.Parameter(torch.zeros(num_prototypes))
 
     def _codes(self, scores: Tensor) -> Tensor:
-        return (_checked(scores, len(self.logits), "scores") / self.temperature).softmax(1)
+        scores = checked_rows(scores, "scores", width=len(self.logits))
+        return (scores / self.temperature).softmax(1)
 
     def log_prob(self, scores: Tensor) -> Tensor:
         """sum_k p(k | x) log r_k in nats, (B, K) to (B,): the mean of log r over the row's code.

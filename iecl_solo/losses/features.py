@@ -7,24 +7,9 @@ import math
 import torch.distributed as dist
 from torch import Tensor
 
+from iecl_solo import checks
+from iecl_solo.entropy import checked_rows
 from iecl_solo.errors import IECLError
-
-
-def checked_features(z: Tensor) -> Tensor:
-    """Rows (B, d) in float32 at least: a fourth power of features in half precision is noise.
-
-    Raises:
-        IECLError: z is not (B, d) or not floating.
-
-    >>> import torch
-    >>> checked_features(torch.ones(2, 3, dtype=torch.float16)).dtype
-    torch.float32
-    """
-    if z.ndim != 2 or not z.is_floating_point():
-        raise IECLError(
-            f"features of shape {tuple(z.shape)} and dtype {z.dtype}: (B, d), floating, is needed"
-        )
-    return z if z.dtype.itemsize > 4 else z.float()
 
 
 def checked_pair(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,13 +27,12 @@ def checked_pair(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
         raise IECLError(
             f"features of shapes {tuple(z1.shape)} and {tuple(z2.shape)}: pairs need one shape"
         )
-    return checked_features(z1), checked_features(z2)
+    return checked_rows(z1, "features"), checked_rows(z2, "features")
 
 
 def check_mu(mu: float) -> None:
     """Raise unless mu is positive; infinity is."""
-    if not mu > 0:
-        raise IECLError(f"mu={mu}: a positive number is needed, inf to leave features as they are")
+    checks.number("mu", mu, 0, above=True, infinite=True)
 
 
 def scale_features(z: Tensor, mu: float) -> Tensor:

@@ -9,9 +9,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from iecl_solo.entropy import all_gather_batch, by_row_blocks, in_full_precision
+from iecl_solo.entropy import all_gather_batch, by_row_blocks, checked_rows, in_full_precision
 from iecl_solo.errors import IECLError, unknown_name
-from iecl_solo.losses.features import checked_features
 
 POSITIVES = ("joint", "each")
 
@@ -69,7 +68,7 @@ def info_nce(
     >>> round(info_nce(z, torch.tensor([0, 1, 0, 1]), temperature=1.0).item(), 4)  # log(1 + 2 / e)
     0.5514
     """
-    z = checked_features(z)
+    z = checked_rows(z, "features")
     if indexes.shape != z.shape[:1] or indexes.is_floating_point():
         raise IECLError(
             f"indexes of shape {tuple(indexes.shape)} and dtype {indexes.dtype}: "

@@ -15,19 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from iecl_solo import checks
 from iecl_solo.entropy import all_gather_batch, coding_rate
-from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.errors import IECLError
 from iecl_solo.losses.climb import PrototypeMarginal, VMFMixture
 from iecl_solo.objectives.protocol import Made, Objective, Space, Term, Views, of_views, warmup
 
 #: Each marginal's default beta. A non-contrastive host loses its rank to ten times vmf's.
 MARGINALS = {"vmf": 0.003, "prototypes": 0.03}
-
-
-def _check(key: str, given: float, minimum: float, *, exclusive: bool = False) -> None:
-    if not (given > minimum if exclusive else given >= minimum):
-        allowed = "more than" if exclusive else "at least"
-        raise IECLError(f"climb.{key}: {given} is not allowed, {allowed} {minimum} is")
 
 
 @dataclass
@@ -63,11 +58,11 @@ class CLIMBConfig:
     def __post_init__(self) -> None:
         for name in ("beta", "beta_warmup_epochs", "lr_multiplier"):
             if (value := getattr(self, name)) is not None:
-                _check(name, value, 0)
-        _check("num_components", self.num_components, 1)
-        _check("max_concentration", self.max_concentration, 0, exclusive=True)
-        if self.marginal is not None and self.marginal not in MARGINALS:
-            raise IECLError(f"climb.marginal: {unknown_name('value', self.marginal, MARGINALS)}")
+                checks.number(f"climb.{name}", value, 0)
+        checks.whole("climb.num_components", self.num_components, 1)
+        checks.number("climb.max_concentration", self.max_concentration, 0, above=True)
+        if self.marginal is not None:
+            checks.one_of("climb.marginal", self.marginal, MARGINALS)
 
 
 class CLIMB(Objective):

@@ -16,9 +16,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from iecl_solo import checks
 from iecl_solo import entropy as estimators
 from iecl_solo.entropy import gaussian_kl
-from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.errors import IECLError
 from iecl_solo.generation import COVARIANCES, log_det, patch_statistics
 from iecl_solo.lipschitz import SpectralRegularizer
 from iecl_solo.objectives.protocol import Made, Objective, Side, Space, Term, Views, warmup
@@ -36,16 +37,6 @@ HELD: Mapping[str, int] = {"agreement": -1, "patch_kl": 1}
 _CLIP = 0.02
 # Images of each view at which log|det J| is taken: its gradient's noise is the probe's, and small.
 _JACOBIAN_IMAGES = 16
-
-
-def _one_of(key: str, given: str, allowed: tuple[str, ...]) -> None:
-    if given not in allowed:
-        raise IECLError(f"{key}: {unknown_name('value', given, allowed)}")
-
-
-def _at_least(key: str, given: float, minimum: float) -> None:
-    if not given >= minimum:
-        raise IECLError(f"{key}: {given} is not allowed, at least {minimum} is")
 
 
 @dataclass
@@ -74,8 +65,8 @@ class BudgetConfig:
     rate: float = 0.1
 
     def __post_init__(self) -> None:
-        _one_of("iecl.saib.budget.hold", self.hold, ("none", *HELD))
-        _at_least("iecl.saib.budget.rate", self.rate, 0)
+        checks.one_of("iecl.saib.budget.hold", self.hold, ("none", *HELD))
+        checks.number("iecl.saib.budget.rate", self.rate, 0)
         if not 0 < self.min <= self.start <= self.max < math.inf:
             raise IECLError(
                 f"iecl.saib.budget: min {self.min}, start {self.start}, max {self.max} given, "
@@ -114,7 +105,7 @@ class SAIBConfig:
 
     def __post_init__(self) -> None:
         if self.host_gradient is not None:
-            _one_of("iecl.saib.host_gradient", self.host_gradient, HOST_GRADIENTS)
+            checks.one_of("iecl.saib.host_gradient", self.host_gradient, HOST_GRADIENTS)
         if self.variant != NoiseSAIB.variant:
             if self.host_gradient == "against":
                 raise IECLError(
@@ -162,9 +153,9 @@ class KLConfig:
     shrinkage: float | None = None
 
     def __post_init__(self) -> None:
-        _one_of("iecl.kl.space", self.space, KL_SPACES)
+        checks.one_of("iecl.kl.space", self.space, KL_SPACES)
         if self.covariance is not None:
-            _one_of("iecl.kl.covariance", self.covariance, COVARIANCES)
+            checks.one_of("iecl.kl.covariance", self.covariance, COVARIANCES)
         if self.shrinkage is not None and self.space == "input":
             raise IECLError("iecl.kl.shrinkage: only space embedding has one, input was given")
 
@@ -197,8 +188,8 @@ class GenerationConfig:
     measure: str = "patch"
 
     def __post_init__(self) -> None:
-        _at_least("iecl.generation.weight", self.weight, 0)
-        _one_of("iecl.generation.measure", self.measure, MEASURES)
+        checks.number("iecl.generation.weight", self.weight, 0)
+        checks.one_of("iecl.generation.measure", self.measure, MEASURES)
 
 
 @dataclass
@@ -218,7 +209,7 @@ class EntropyConfig:
     bandwidth: float | None = None
 
     def __post_init__(self) -> None:
-        _one_of("iecl.entropy.estimator", self.estimator, tuple(estimators.ESTIMATORS))
+        checks.one_of("iecl.entropy.estimator", self.estimator, tuple(estimators.ESTIMATORS))
         # an option of another estimator is refused now, not in the first step
         estimators.estimate(self.estimator, torch.eye(8), **self.options())
 
@@ -239,11 +230,11 @@ class RegularizerConfig:
     fold: bool = False
 
     def __post_init__(self) -> None:
-        _one_of("iecl.regularizer.mode", self.mode, REGULARIZERS)
-        _one_of("iecl.regularizer.norm", self.norm, NORMS)
+        checks.one_of("iecl.regularizer.mode", self.mode, REGULARIZERS)
+        checks.one_of("iecl.regularizer.norm", self.norm, NORMS)
         if self.fold and self.mode == "parametrize":
             raise IECLError("iecl.regularizer.fold: mode parametrize divides the kernel itself")
-        _at_least("iecl.regularizer.power_iterations", self.power_iterations, 1)
+        checks.whole("iecl.regularizer.power_iterations", self.power_iterations, 1)
 
 
 @dataclass
@@ -286,10 +277,10 @@ class IECLConfig:
 
     def __post_init__(self) -> None:
         for name in ("beta", "lambda_", "eta", "gamma"):
-            _at_least(f"iecl.{name.rstrip('_')}", getattr(self, name), 0)
+            checks.number(f"iecl.{name.rstrip('_')}", getattr(self, name), 0)
         for name in ("beta_warmup_epochs", "lambda_warmup_epochs", "saib_lr_multiplier"):
-            _at_least(f"iecl.{name}", getattr(self, name), 0)
-        _one_of("iecl.placement", self.placement, PLACEMENTS)
+            checks.number(f"iecl.{name}", getattr(self, name), 0)
+        checks.one_of("iecl.placement", self.placement, PLACEMENTS)
 
     def trains_saib_on(self, views: Views) -> bool:
         """Whether any gradient but its own decay's reaches SAIB on a host with such views."""

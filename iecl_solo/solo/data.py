@@ -81,12 +81,7 @@ class Unlabelled(Dataset):
     Args:
         files: the images.
         transform: from an image to its views.
-
-    Attributes:
-        labelled: whether an accuracy says anything.
     """
-
-    labelled = False
 
     def __init__(self, files: Sequence[Path], transform: Any) -> None:
         self.root, self.images, self.transform = Path("/"), [f.absolute() for f in files], transform

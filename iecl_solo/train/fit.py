@@ -185,7 +185,7 @@ def _fit(
     monitor = parse_block("monitor", MonitorConfig, cfg.get("monitor"))
     if monitor.every_n_epochs:
         keep.append(EntropyMonitor(host, monitor, run.folder / "monitor.csv"))
-    keep += [History(run.folder), EpochLine(cfg.name)]
+    keep += [History(run.folder), EpochLine(cfg.name, not cfg.data.no_labels)]
     if cfg.checkpoint.enabled:
         keep.append(
             Checkpoints(

@@ -13,8 +13,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from iecl_solo import checks
 from iecl_solo.entropy import coding_rate, effective_rank, knn_entropy
-from iecl_solo.errors import IECLError
 from iecl_solo.generation import (
     conditional_entropy,
     conditional_entropy_bound,
@@ -64,10 +64,7 @@ class MonitorConfig:
     def __post_init__(self) -> None:
         least = {"images": 2, "delta_h_images": 1, "probes": 2, "steps": 2}
         for name, value in vars(self).items():
-            if value < least.get(name, 0):
-                raise IECLError(
-                    f"monitor.{name}: {value} is not allowed, at least {least.get(name, 0)} is"
-                )
+            checks.whole(f"monitor.{name}", value, least.get(name, 0))
 
 
 def measure(

@@ -16,10 +16,11 @@ class EpochLine(Callback):
 
     Args:
         name: what the run is called.
+        labelled: whether an accuracy says anything.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, labelled: bool = True) -> None:
+        self.name, self.labelled = name, labelled
         self._start = 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -29,13 +30,11 @@ class EpochLine(Callback):
         if not trainer.is_global_zero:
             return
         logged = trainer.callback_metrics
-        dataset = getattr(trainer.train_dataloader, "dataset", None)
-        labelled = getattr(dataset, "labelled", True)
         losses = [k for k in logged if k.endswith(("_loss_epoch", "_sim_epoch"))]
         values = "  ".join(
             f"{k.removesuffix('_epoch').removeprefix('train_')} {float(logged[k]):.3f}"
             for k in (*losses, *_SHOWN)
-            if k in logged and (labelled or "_acc" not in k)
+            if k in logged and (self.labelled or "_acc" not in k)
         )
         seconds = time.perf_counter() - self._start
         epoch = f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
