@@ -117,12 +117,12 @@ def folder_to_write(key: str, given: Any) -> None:
 
     >>> folder_to_write("checkpoint.dir", "/dev/null/runs")
     Traceback (most recent call last):
-    iecl_solo.errors.IECLError: checkpoint.dir: /dev/null/runs: /dev/null is no folder
+    iecl_solo.errors.IECLError: checkpoint.dir: /dev/null/runs: /dev/null is not a directory
     """
     text(key, given)
     path = Path(given).expanduser().absolute()
     there = next(p for p in (path, *path.parents) if p.exists())
     if not there.is_dir():
-        raise IECLError(f"{key}: {given}: {there} is no folder")
+        raise IECLError(f"{key}: {given}: {there} is not a directory")
     if not os.access(there, os.W_OK | os.X_OK):
         raise IECLError(f"{key}: {given}: {there} cannot be written to")

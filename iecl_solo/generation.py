@@ -62,6 +62,7 @@ def patch_statistics(
     patch_size: int,
     *,
     covariance: str = "full",
+    gather_distributed: bool = True,
 ) -> PatchStatistics:
     """Entropy gained by the images' patches and their KL, both as Gaussians.
 
@@ -84,6 +85,8 @@ def patch_statistics(
         made: what they became, in the same order and sizes.
         patch_size: p.
         covariance: of the KL: "full", or "diagonal" for the sum over the dimensions.
+        gather_distributed: sum the moments over all processes. All of them must then call it; one
+            that measures alone gives False.
 
     Returns:
         `PatchStatistics`, float32 or float64, differentiable in ``made``.
@@ -105,13 +108,14 @@ def patch_statistics(
     with full_precision(raw[0].device):
         before, after = (_rows(images, patch_size) for images in (raw, made))
         before = before.detach()
-        count, total, total_made = _sums(
+        sums = _sums if gather_distributed else _alone
+        count, total, total_made = sums(
             before.new_tensor([len(before)]), before.sum(0), after.detach().sum(0)
         )
         # moments about the means, which float32 can hold whatever the images' offset
         mean, mean_made = total / count, total_made / count
         before, after = before - mean, after - mean_made
-        second, first_made, second_made = _sums(before.T @ before, after.sum(0), after.T @ after)
+        second, first_made, second_made = sums(before.T @ before, after.sum(0), after.T @ after)
         working = torch.float32 if before.device.type == "mps" else torch.float64
         cov, cov_made = (second / count).to(working), (second_made / count).to(working)
         rest = first_made / count  # 0 up to rounding; its gradient is not
@@ -149,6 +153,10 @@ def _rows(images: Sequence[Tensor], patch_size: int) -> Tensor:
     rows = [rearrange(patchify(x, patch_size), "b n h w -> (b h w) n") for x in images]
     joined = torch.cat(rows)
     return joined.to(torch.promote_types(joined.dtype, torch.float32))
+
+
+def _alone(*parts: Tensor) -> Iterable[Tensor]:
+    return parts
 
 
 def _sums(*parts: Tensor) -> Iterable[Tensor]:

@@ -19,6 +19,8 @@ _MODES = ("penalty", "bilipschitz", "volume")
 _NORMS = ("reshaped", "convolution")
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 _FIRST_ITERATIONS = 15
+#: Training steps from one step of inverse iteration to the next, in mode "bilipschitz".
+INVERSE_EVERY = 5
 _SEED = 0
 
 
@@ -125,6 +127,7 @@ class SpectralRegularizer(nn.Module):
         self.mode = mode
         self.power_iterations = power_iterations
         self.sigma_min_floor = sigma_min_floor
+        self._calls: int | None = None
         traced = {} if input_size is None else _trace(backbone, input_size)
         sizes = traced if norm == "convolution" else None
         names = {layer: name for name, layer in backbone.named_modules()}
@@ -145,6 +148,7 @@ class SpectralRegularizer(nn.Module):
         """The penalty, a float32 scalar on the backbone's device, differentiable in its weights."""
         largest: list[Tensor] = []
         smallest: list[Tensor] = []
+        advance = self.mode == "bilipschitz" and self._advances()
         with torch.autocast(next(backbone.parameters()).device.type, enabled=False):
             if self.mode == "volume":
                 means = [
@@ -161,7 +165,7 @@ class SpectralRegularizer(nn.Module):
                 largest.append(_SingularValue.apply(weight, sigma, u, v).amax())
                 if self.mode == "bilipschitz":
                     low = self._read(f"low_{index}", matrix)
-                    sigma, u, v, low = _smallest(matrix, low)
+                    sigma, u, v, low = _smallest(matrix, low, 1 if advance else 0)
                     self._write(f"low_{index}", low)
                     smallest.append(_SingularValue.apply(weight, sigma, u, v).amin())
             for index, name in enumerate(self._convolutions, start=len(self._matrices)):
@@ -175,6 +179,20 @@ class SpectralRegularizer(nn.Module):
                 missing = self.sigma_min_floor - torch.stack(smallest)
                 penalty = penalty + missing.relu().square().sum()
         return penalty
+
+    def _advances(self) -> bool:
+        """Whether this call takes a step of inverse iteration; counts the calls in training."""
+        if self._calls is None:  # new or loaded; read once, since a device is waited for
+            self._calls = int(self.get_buffer("calls"))
+        calls = self._calls
+        if self.training:
+            self._calls += 1
+            self.get_buffer("calls").fill_(self._calls)
+        return calls < INVERSE_EVERY or calls % INVERSE_EVERY == 0
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._calls = None
 
     def extra_repr(self) -> str:
         layers = len(self._matrices) + len(self._convolutions)
@@ -190,6 +208,8 @@ class SpectralRegularizer(nn.Module):
 
         if self.mode == "volume":  # nothing is iterated
             return
+        if self.mode == "bilipschitz":
+            self.register_buffer("calls", torch.zeros((), dtype=torch.long))
         for index, name in enumerate(self._matrices):
             matrix = self._matrix(backbone, name)[1]
             u = unit(matrix.shape[:2], matrix)
@@ -421,11 +441,12 @@ def _smallest(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """sigma_min (n,), left and right vectors, and the one on the shorter side, from ``u``."""
     wide = matrix.shape[1] <= matrix.shape[2]
-    gram = torch.bmm(matrix, matrix.mT) if wide else torch.bmm(matrix.mT, matrix)
-    diagonal = gram.diagonal(dim1=1, dim2=2)
-    # The shift keeps Cholesky safe when sigma_min is nearly zero, and leaves the vectors be.
-    diagonal += 1e-5 * diagonal.mean(1, keepdim=True) + torch.finfo(gram.dtype).eps
-    factor = torch.linalg.cholesky_ex(gram).L
+    if iterations:
+        gram = torch.bmm(matrix, matrix.mT) if wide else torch.bmm(matrix.mT, matrix)
+        diagonal = gram.diagonal(dim1=1, dim2=2)
+        # The shift keeps Cholesky safe when sigma_min is nearly zero, and leaves the vectors be.
+        diagonal += 1e-5 * diagonal.mean(1, keepdim=True) + torch.finfo(gram.dtype).eps
+        factor = torch.linalg.cholesky_ex(gram).L
     for _ in range(iterations):
         u = _unit(torch.cholesky_solve(u.unsqueeze(2), factor).squeeze(2), u)
     image = _left(u, matrix) if wide else _right(matrix, u)

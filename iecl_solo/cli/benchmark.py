@@ -29,6 +29,7 @@ from iecl_solo.experiments.grid import (
     write_data,
 )
 from iecl_solo.experiments.store import STORE, Store, read_rows
+from iecl_solo.experiments.throughput import TABLE, write_table
 from iecl_solo.quiet import quiet
 from iecl_solo.report.answer import answer
 from iecl_solo.report.page import write_report
@@ -204,6 +205,8 @@ def run(given: hydra_app.Invocation) -> int:
             print(f"{benchmark.name}: {len(wanted)} of {len(wave)} cells to run", flush=True)
             _launch(benchmark, wanted, given, overrides)
     store.export()
+    if benchmark.kind == "throughput":
+        write_table(store.cells(), store.metrics(), store.path.parent / TABLE)
     page = write_report(store, store.path.parent)
     rows = store.cells()
     failed = rows[(rows["status"] == "failed") & rows["id"].isin(c.id for c in cells(benchmark))]

@@ -20,7 +20,7 @@ from iecl_solo.solo.config import plain
 from iecl_solo.solo.data import IMAGENET_MEAN, IMAGENET_STD, evaluation_datasets
 from iecl_solo.solo.host import Host, find_host
 from iecl_solo.solo.settings import check_one_of, device_count, prepare_linear, require
-from iecl_solo.train.callbacks.epoch_line import EpochLine
+from iecl_solo.train.callbacks.terminal import Terminal
 from iecl_solo.train.fit import loggers, trainer_arguments
 from iecl_solo.train.run import versions
 
@@ -104,7 +104,7 @@ def main(cfg: DictConfig, given: Invocation) -> None:
         "logger": loggers(cfg, folder / cfg.name),
         "enable_progress_bar": bar,
     }
-    callbacks: list[Callback] = [] if bar else [EpochLine(cfg.name)]
+    callbacks: list[Callback] = [] if bar else [Terminal(cfg.name, [], labelled=True)]
     top1, top5 = linear_accuracy(cfg, backbone, host, train, test, arguments, callbacks=callbacks)
     result = folder / f"{cfg.name}.json"
     settings = plain(cfg)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from iecl_solo.errors import IECLError
 from iecl_solo.files import read_json
+from iecl_solo.order import seeded
 from iecl_solo.solo.backbones import build_backbone
 from iecl_solo.solo.build import build_model
 from iecl_solo.solo.checkpoint import backbone_state, load_strictly, read_checkpoint
@@ -19,7 +20,6 @@ from iecl_solo.solo.config import plain
 from iecl_solo.solo.data import pretrain_loader
 from iecl_solo.solo.host import Host
 from iecl_solo.solo.registry import check_method
-from iecl_solo.train.order import seeded
 from iecl_solo.train.run import ARGS
 
 

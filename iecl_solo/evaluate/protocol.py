@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from iecl_solo import checks
-from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.corruptions import CORRUPTIONS, SEVERITIES
 
 
@@ -123,12 +123,12 @@ class DenseProtocol:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        if self.torchvision is not None and self.torchvision not in SEGMENTATION:
-            raise unknown_name("dense.torchvision", self.torchvision, SEGMENTATION)
+        if self.torchvision is not None:
+            checks.one_of("dense.torchvision", self.torchvision, SEGMENTATION)
         for name in ("size", "max_epochs", "batch_size", "lr"):
             value = getattr(self, name)
-            if value is not None:
-                checks.number(f"dense.{name}", value, 0, above=True)
+            if value is not None and value <= 0:
+                raise IECLError(f"dense.{name}: {value} is not above 0")
 
 
 @dataclass
@@ -162,20 +162,18 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         for name in self.measures:
-            if name not in MEASURES:
-                raise IECLError(f"evaluation.measures: {unknown_name('value', name, MEASURES)}")
+            checks.one_of("evaluation.measures", name, MEASURES)
         if "dense_miou" in self.measures and self.dense.root is None:
             raise IECLError("evaluation.dense.root: no value is given, dense_miou needs one")
         for name, count in vars(self.label_free).items():
-            checks.number(f"evaluation.label_free.{name}", count, 2)
+            checks.whole(f"evaluation.label_free.{name}", count, 2)
         checks.number("evaluation.held_out", self.held_out, 0, 0.99, above=True)
         for name in self.corruptions.corruptions:
-            if name not in CORRUPTIONS:
-                raise unknown_name("evaluation.corruptions.corruptions", name, CORRUPTIONS)
+            checks.one_of("evaluation.corruptions.corruptions", name, CORRUPTIONS)
         severities = self.corruptions.severities
         if not severities or not set(severities) <= set(SEVERITIES):
             raise IECLError(f"evaluation.corruptions.severities: {severities} is not out of 1 to 5")
-        checks.number("evaluation.corruptions.images", self.corruptions.images, 1)
+        checks.whole("evaluation.corruptions.images", self.corruptions.images, 1)
         for name, values in (
             ("knn.k", self.knn.k),
             ("linear.lr", self.linear.lr),

@@ -45,6 +45,7 @@ from iecl_solo.evaluate.retrieval import groups_by_name, recall_at_k
 from iecl_solo.evaluate.transfer import augmenting, torchvision_sets
 from iecl_solo.files import read_json, write_json
 from iecl_solo.images import image_files
+from iecl_solo.order import SeededViews
 from iecl_solo.solo.config import plain
 from iecl_solo.solo.data import (
     evaluation_datasets,
@@ -58,7 +59,6 @@ from iecl_solo.solo.settings import prepare_linear, sources, without_labels
 from iecl_solo.solo.wrapper import objectives
 from iecl_solo.train.fit import trainer_arguments
 from iecl_solo.train.logs import read_monitor
-from iecl_solo.train.order import SeededViews
 from iecl_solo.train.run import Run, versions
 
 EVALUATION = "evaluation.json"
@@ -310,7 +310,8 @@ def view_features(
     """
     cfg = copy.deepcopy(cfg)
     cfg.data.views = None  # one image at a time: these are few
-    dataset: Any = pretrain_loader(cfg, host).dataset
+    loader: Any = pretrain_loader(cfg, host)
+    dataset = loader.dataset
     chosen = np.linspace(0, len(dataset) - 1, min(images, len(dataset))).astype(int).tolist()
     large = cfg.data.num_large_crops
     found: list[Tensor] = []

@@ -20,6 +20,7 @@ from iecl_solo.evaluate.run import EVALUATION, evaluate
 from iecl_solo.experiments.cost import measure_cost
 from iecl_solo.experiments.grid import BenchmarkConfig, Cell, cells, configuration
 from iecl_solo.experiments.store import STORE, Store
+from iecl_solo.experiments.throughput import measure_throughput
 from iecl_solo.files import read_json
 from iecl_solo.saib import SAIB, save_saib
 from iecl_solo.solo.config import parse_block, plain
@@ -84,7 +85,7 @@ def recover(benchmark: BenchmarkConfig, store: Store) -> int:
 
     A run is a cell's if it has the cell's id, which differs whenever a setting does.
     """
-    if benchmark.kind == "cost":
+    if benchmark.kind != "training":
         return 0
     protocol = asdict(parse_block("evaluation", EvaluationConfig, benchmark.evaluation))
     found, done, command = 0, store.done(), store.meta().get("command")
@@ -119,6 +120,20 @@ def _cost(benchmark: BenchmarkConfig, cell: Cell, host: Host) -> dict[str, Any]:
     measures = measure_cost(cfg, baseline, host, rounds=benchmark.rounds, device=device)
     about = {"device": device, "config": plain(cfg), "versions": versions(host)}
     return {"metrics": measures, **about}
+
+
+def _throughput(benchmark: BenchmarkConfig, cell: Cell, host: Host) -> dict[str, Any]:
+    cfg = configuration(benchmark, cell)
+    threads = int(cfg.get("threads") or torch.get_num_threads())
+    start = cell.data == next(iter(benchmark.data))  # it is of the pipeline, not of the network
+    measures = measure_throughput(
+        cfg, cell.arm, host, rounds=benchmark.rounds, threads=threads, start=start
+    )
+    about = {"device": "cpu", "config": plain(cfg), "versions": versions(host)}
+    return {"metrics": measures, **about}
+
+
+_KINDS = {"training": _train, "cost": _cost, "throughput": _throughput}
 
 
 def _progress(benchmark: BenchmarkConfig, cell: Cell, store: Store) -> str:
@@ -163,7 +178,7 @@ def run_cell(benchmark: BenchmarkConfig, cell: Cell) -> bool:
     try:
         host = find_host()
         with _threads(benchmark.threads):
-            row = (_cost if benchmark.kind == "cost" else _train)(benchmark, cell, host)
+            row = _KINDS[benchmark.kind](benchmark, cell, host)
         command = store.meta().get("command")
         store.finish(cell.id, command=command, wall=time.perf_counter() - start, **row)
     except IECLError as error:

@@ -15,11 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from iecl_solo.digits import write_digits
 from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.experiments.throughput import installed
 from iecl_solo.solo.config import flatten, parse_block, plain
 from iecl_solo.solo.registry import choose_objectives
 from iecl_solo.train.compose import compose_pretrain
 
-KINDS = ("training", "cost")
+KINDS = ("training", "cost", "throughput")
 
 
 @dataclass
@@ -29,7 +30,8 @@ class BenchmarkConfig:
     Attributes:
         name: what its folder is called.
         question: what it answers, in one sentence.
-        kind: training, or cost (A/B step times, nothing is trained).
+        kind: training, cost (A/B step times, nothing is trained), or throughput (images a second;
+            arms are pipelines of views, data sets are networks).
         preset: which of ``presets`` fills in what is not given.
         presets: by name, values for the keys below.
         dir: its folder; ``benchmark/<name>-<preset>`` if not given.
@@ -135,6 +137,8 @@ def read_benchmark(cfg: Mapping[str, Any] | DictConfig) -> BenchmarkConfig:
     for key, value in (("rounds", benchmark.rounds), ("threads", benchmark.threads)):
         if value is not None and value < 1:
             raise IECLError(f"{key}: {value} is not allowed, a whole number from 1 up is")
+    if benchmark.kind == "throughput":
+        benchmark.arms = installed(benchmark.arms)
     # a key with dots in the YAML is a nested one on the command line, where the later counts
     benchmark.axes = flatten(benchmark.axes)
     for key, values in benchmark.axes.items():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from lightning.pytorch import LightningModule
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from iecl_solo.errors import IECLError
 from iecl_solo.solo.host import Host, find_host
+from iecl_solo.solo.infonce import use_blocked_infonce
 from iecl_solo.solo.settings import host_refusals
 
 
@@ -22,13 +23,16 @@ def build_model(cfg: DictConfig, host: Host | None = None) -> LightningModule:
     Raises:
         IECLError: one line, when the host or an objective refuses the configuration.
     """
+    host = host or find_host()
     with host_refusals(f"method '{cfg.method}'"):
-        model = (host or find_host()).build(cfg)
+        model = host.build(cfg)
     for name, weight in model.named_parameters():
         if not is_lazy(weight) and weight.numel() == 0:
             raise IECLError(
                 f"method '{cfg.method}': its layer {name} has no weight (backbone.kwargs)"
             )
+    if OmegaConf.select(cfg, "performance.blocked_infonce", default=False):
+        use_blocked_infonce(model, host)
     return model
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from torchvision import transforms
 from iecl_solo.augment import FrozenSAIB
 from iecl_solo.errors import IECLError
 from iecl_solo.images import image_files, load_image
+from iecl_solo.order import EpochOrder
+from iecl_solo.solo.batched import BatchedLoader, batched, decoded
 from iecl_solo.solo.host import Host
 from iecl_solo.solo.settings import sources, without_labels
 
@@ -37,17 +39,37 @@ def with_saib(transform: Any, augmentation: Mapping[str, Any]) -> Any:
     return transforms.Compose([transform, FrozenSAIB(given["file"], given.get("prob", 0.5))])
 
 
-def pretrain_loader(cfg: DictConfig, host: Host) -> DataLoader:
+def pretrain_loader(
+    cfg: DictConfig,
+    host: Host,
+    device: Callable[[], torch.device] = lambda: torch.device("cpu"),
+) -> DataLoader | BatchedLoader:
     """Batches ``[index, views, label]`` as the host's pretraining script makes them.
+
+    Args:
+        cfg: completed by ``prepare_pretrain``.
+        host: the solo-learn in use.
+        device: where ``data.views: batched`` makes its views; the host makes its own on the CPU.
 
     Raises:
         IECLError: as ``pretrain_set``.
     """
     if cfg.data.format == "dali":
         raise IECLError("data.format: dali is for solo-learn's own script; use image_folder or h5")
-    copies = [a.num_crops for a in cfg.augmentations]
-    dataset = pretrain_set(cfg, host, host.crops(host.pipelines(cfg), copies))
-    return host.pretrain_loader(cfg, dataset)
+    pipelines, copies = host.pipelines(cfg), [a.num_crops for a in cfg.augmentations]
+    if cfg.data.get("views") != "batched":
+        dataset = pretrain_set(cfg, host, host.crops(pipelines, copies))
+        return host.pretrain_loader(cfg, dataset)
+    forms = [batched(p, n) for p, n in zip(pipelines, copies, strict=True)]
+    images = decoded(
+        pretrain_set(cfg, host, None),
+        [Path(source).expanduser() for source in sources(cfg.data.train_path)],
+        largest_crop=max(size for p in forms for size in p.crop.size),
+        fraction=cfg.data.fraction,
+        workers=cfg.data.num_workers,
+    )
+    order = EpochOrder(len(images), cfg.optimizer.batch_size, cfg.seed)
+    return BatchedLoader(images, forms, order, device)
 
 
 def pretrain_set(cfg: DictConfig, host: Host, transform: Any) -> Any:

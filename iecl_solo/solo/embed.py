@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from iecl_solo.entropy import coding_rate
 from iecl_solo.objectives.protocol import Side
@@ -46,7 +46,7 @@ def embed(model: LightningModule, host: Host, x: Tensor, role: Role = "raw") -> 
 
 
 def query_entropy(
-    model: LightningModule, host: Host, loader: DataLoader, max_batches: int = 8
+    model: LightningModule, host: Host, loader: Iterable[Any], max_batches: int = 8
 ) -> float:
     """Coding rate H(Z') in nats of the query's embeddings, mean over batches, in eval mode.
 

@@ -10,7 +10,7 @@ import pkgutil
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from iecl_solo.errors import HostNotFound, IECLError
 if TYPE_CHECKING:  # importing the package imports this file, and takes no torch
     from lightning.pytorch import LightningModule
     from omegaconf import DictConfig
-    from torch import nn
+    from torch import Tensor, nn
     from torch.utils.data import DataLoader, Dataset
 
 MISSING = "solo-learn is not installed; install it with: iecl-solo install-host"
@@ -120,6 +120,14 @@ class Host(ABC):
             kwargs: its keyword arguments.
             blocks: names of the blocks. Where methods take keyword arguments one of that name
                 holds the block, or, if options are listed, each option is one.
+        """
+
+    @abstractmethod
+    def blocked_infonce(self, model: LightningModule) -> Callable[..., Tensor]:
+        """InfoNCE in blocks of pairs, to be called as the host's SimCLR calls its loss.
+
+        Raises:
+            IECLError: when this model forms all pairs before it calls its loss.
         """
 
     @abstractmethod

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 import torchvision
 from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf, open_dict
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from iecl_solo.errors import IECLError
+from iecl_solo.losses.infonce import info_nce
 from iecl_solo.solo.backbones import PREFIX, timm_backbone
 from iecl_solo.solo.config import plain
 from iecl_solo.solo.data import IMAGENET_MEAN, IMAGENET_STD, with_saib
@@ -28,6 +30,20 @@ from iecl_solo.solo.settings import NUM_CLASSES, device_count
 
 # it names them so; it has no equalisation and always crops
 _JITTER = ("brightness", "contrast", "saturation", "hue")
+
+
+def _info_nce_of_two(
+    z1: Tensor, z2: Tensor, temperature: float = 0.1, extra_pos_mask: Tensor | None = None
+) -> Tensor:
+    if extra_pos_mask is not None:
+        raise IECLError("performance.blocked_infonce: it knows no labels, set supervised false")
+    return info_nce(
+        torch.cat((z1, z2)),
+        torch.arange(len(z1), device=z1.device).repeat(2),
+        temperature=temperature,
+        positives="each",
+        gather_distributed=False,  # this host compares within a process
+    )
 
 
 class Index(Host):
@@ -220,6 +236,14 @@ class Index(Host):
         if "swin" in name and cifar:
             kwargs["window_size"] = 4
         return getattr(self.import_module("utils.backbones"), name)(**kwargs)
+
+    def blocked_infonce(self, model: LightningModule) -> Callable[..., Tensor]:
+        if model.multicrop:
+            raise IECLError(
+                f"performance.blocked_infonce: {self.describe()} forms all pairs of several sizes "
+                "of crops itself; give two large crops"
+            )
+        return _info_nce_of_two
 
     def pretrain_set(self, cfg: DictConfig, transform: Any) -> Dataset:
         if cfg.data.fraction > 0:

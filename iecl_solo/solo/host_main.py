@@ -13,9 +13,10 @@ import timm
 import torch
 from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from iecl_solo.losses.infonce import info_nce
 from iecl_solo.solo.backbones import PREFIX, timm_backbone
 from iecl_solo.solo.data import with_saib
 from iecl_solo.solo.host import Given, Host
@@ -113,6 +114,9 @@ class Main(Host):
 
     def network(self, name: str, method: str, *, cifar: bool, **kwargs: Any) -> nn.Module:
         return self.backbones[name](method, **kwargs)
+
+    def blocked_infonce(self, model: LightningModule) -> Callable[..., Tensor]:
+        return partial(info_nce, positives="joint")
 
     def pipelines(self, cfg: DictConfig) -> list[Any]:
         build = self.import_module("data.pretrain_dataloader").build_transform_pipeline

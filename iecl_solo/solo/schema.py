@@ -63,7 +63,9 @@ def _accelerator(key: str, given: Any) -> None:
     else:
         there = AcceleratorRegistry.get(given).is_available()
     if not there:
-        raise IECLError(f"{key}: {given!r} is not on this machine; auto takes what is")
+        usual = ("cpu", "cuda", "mps")
+        here = [name for name in usual if AcceleratorRegistry.get(name).is_available()]
+        raise IECLError(f"{key}: {given} is not on this machine, {' or '.join(here)} is")
 
 
 def _strategy(key: str, given: Any) -> None:
@@ -333,10 +335,17 @@ METHOD_OPTIONS: dict[str, Callable[[str, Any], None]] = {
         partial(checks.number, low=0),
     ),
     **dict.fromkeys(
-        ("use_bn_in_head", "norm_last_layer", "iternorm", "norm_pix_loss", "supervised"),
+        (
+            *("use_bn_in_head", "norm_last_layer", "iternorm", "norm_pix_loss", "supervised"),
+            "momentum_classifier",
+        ),
         checks.flag,
     ),
-    "mask_ratio": partial(checks.number, low=0, high=1),
+    # these two and momentum_classifier stand in YAMLs of solo-learn's, which reads them elsewhere
+    **dict.fromkeys(
+        ("mask_ratio", "base_tau_momentum", "final_tau_momentum"),
+        partial(checks.number, low=0, high=1),
+    ),
     "num_prototypes": _prototypes,
 }
 
@@ -392,7 +401,8 @@ def check_method_options(given: Any, allowed: set[str] | None) -> None:
     if not isinstance(given, Mapping):
         raise checks.refusal("method_kwargs", given, "a block of keys")
     for key, value in given.items():
-        if allowed is not None and key not in allowed:
+        # solo-learn's own YAMLs give some methods the options of others
+        if allowed is not None and key not in allowed and key not in METHOD_OPTIONS:
             known = sorted(allowed & METHOD_OPTIONS.keys()) or sorted(allowed)
             raise _unknown("method_kwargs.", str(key), known)
         if key in METHOD_OPTIONS and value is not None:
@@ -402,7 +412,15 @@ def check_method_options(given: Any, allowed: set[str] | None) -> None:
 # blocks that others check, or that are handed on as they are
 _BLOCKS = (
     *("name", "backbone", "method_kwargs", "augmentations", "resume_from_checkpoint", "monitor"),
-    *("evaluation", "compare", "objectives", "debug_augmentations", "dali", "wandb_run_id"),
+    *(
+        "evaluation",
+        "compare",
+        "objectives",
+        "debug_augmentations",
+        "augmentations_cfg",
+        "dali",
+        "wandb_run_id",
+    ),
     *("pretrained_feature_extractor", "pretrain_method", "finetune", "versions", "hydra"),
 )
 

@@ -22,6 +22,7 @@ from iecl_solo.solo.host import Host
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "stl10": 10, "imagenet": 1000, "imagenet100": 100}
 DATASETS = (*NUM_CLASSES, "custom")
 FOLDER_DATASETS = ("imagenet", "imagenet100", "custom")
+VIEWS = ("per_image", "batched")
 
 _REQUIRED = [
     "method",
@@ -132,6 +133,7 @@ def check_data(cfg: DictConfig, *, full_batches: bool = True) -> None:
         full_batches: whether a batch that is not full is dropped, as in pretraining.
     """
     check_one_of("data.dataset", cfg.data.dataset, DATASETS)
+    check_one_of("data.views", cfg.data.get("views", "per_image"), VIEWS)
     if cfg.data.dataset not in FOLDER_DATASETS or cfg.data.get("format") in ("h5", "dali"):
         return
     if without_labels(cfg):

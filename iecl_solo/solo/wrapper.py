@@ -6,7 +6,9 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from iecl_solo.errors import IECLError
 from iecl_solo.lipschitz import evaluating, parametrize_spectral
@@ -14,6 +16,7 @@ from iecl_solo.objectives.protocol import Made, Objective, Side, Space, Views, t
 from iecl_solo.solo import checkpoint as ckpt
 from iecl_solo.solo.config import dump_block, parse_block
 from iecl_solo.solo.host import Host, find_host
+from iecl_solo.solo.infonce import use_blocked_infonce
 
 #: Host classes that cannot have an objective added, and why.
 REFUSED = {
@@ -265,6 +268,10 @@ def with_objective(host_class: Any, *objective_classes: type[Objective]) -> type
                         for network in self._networks:
                             parametrize_spectral(getattr(self, self._networks[network]))
                 setattr(self, name, objective)
+            # of a host's own script; elsewhere build_model does it
+            cfg = getattr(self, "cfg", None)
+            if cfg is not None and OmegaConf.select(cfg, "performance.blocked_infonce"):
+                use_blocked_infonce(self, host)
 
         @staticmethod
         def add_and_assert_specific_cfg(cfg: Any) -> Any:
@@ -300,6 +307,11 @@ def with_objective(host_class: Any, *objective_classes: type[Objective]) -> type
             return [*super().learnable_params, *(g for g in groups if g["params"])]
 
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            # a parametrised weight is made once a step, not once a view and a term
+            with parametrize.cached():
+                return self._training_step(batch, batch_idx)
+
+        def _training_step(self, batch: Any, batch_idx: int) -> Tensor:
             # before the host's forward pass, so that their gradients come last, when the
             # activations are gone: no second set of gradients at the height of a step's memory
             of_weights = {

@@ -10,6 +10,8 @@ from hydra import compose, initialize_config_dir, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
+from iecl_solo import checks
+from iecl_solo.configs import names
 from iecl_solo.errors import IECLError
 from iecl_solo.train.packaged import check_packaged
 
@@ -36,7 +38,16 @@ def optional(overrides: Sequence[str]) -> list[str]:
 
     >>> optional(["iecl.beta=1", "seed=3"])
     ['++iecl.beta=1', 'seed=3']
+
+    Raises:
+        IECLError: one line, for a group that is given what names no file; Hydra says less.
     """
+    for override in overrides:
+        group, _, chosen = override.partition("=")
+        if chosen.isdigit() or chosen in ("null", ""):
+            presets = names(group)
+            if presets and "/" not in group:
+                checks.one_of(group, chosen, presets)
     from iecl_solo.solo.registry import OBJECTIVES
 
     blocks = (*(f"{objective.name}." for objective in OBJECTIVES), *_BLOCKS)

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from iecl_solo.errors import CannotWrite, IECLError
+from iecl_solo.order import seed_all, seeded
 from iecl_solo.solo.build import build_model
 from iecl_solo.solo.checkpoint import read_checkpoint
 from iecl_solo.solo.config import parse_block, plain
@@ -26,15 +27,16 @@ from iecl_solo.solo.data import evaluation_datasets, evaluation_loader, pretrain
 from iecl_solo.solo.host import Host, find_host
 from iecl_solo.solo.settings import device_count
 from iecl_solo.train.callbacks.checkpoints import Checkpoints, progress_of
+from iecl_solo.train.callbacks.collapse import Collapse
 from iecl_solo.train.callbacks.cost import CostMonitor
 from iecl_solo.train.callbacks.entropy_monitor import EntropyMonitor, MonitorConfig
-from iecl_solo.train.callbacks.epoch_line import EpochLine
 from iecl_solo.train.callbacks.finite import Finite
 from iecl_solo.train.callbacks.history import History
 from iecl_solo.train.callbacks.seed import StepSeed
+from iecl_solo.train.callbacks.terminal import Terminal, duration, figures
+from iecl_solo.train.callbacks.view_pictures import ViewPictures
 from iecl_solo.train.complete import complete, on_cpu, precision
 from iecl_solo.train.keep import KeptCheckpoints, read_newest
-from iecl_solo.train.order import seed_all, seeded
 from iecl_solo.train.processes import in_processes, launched, ranks
 from iecl_solo.train.run import Run, versions
 from iecl_solo.train.stop import Signals, Stopped, requeue
@@ -141,6 +143,23 @@ def _validation(cfg: DictConfig, host: Host) -> DataLoader | None:
     return evaluation_loader(dataset, cfg.optimizer.batch_size, cfg.data.num_workers)
 
 
+def _about(cfg: DictConfig, host: Host, run: Run, *, images: int, at: tuple[int, int]) -> list[str]:
+    """What is trained, on what, where and from where on."""
+    device = "cpu" if on_cpu(cfg) else str(cfg.get("accelerator") or "auto")
+    count = device_count(cfg) * int(cfg.get("num_nodes") or 1)
+    classes = "no labels" if cfg.data.no_labels else f"{cfg.data.num_classes} classes"
+    epoch, batches = at
+    start = "from the start"
+    if at != (0, 0):
+        start = f"goes on at epoch {epoch + 1}" + (f", step {batches + 1}" if batches else "")
+    return [
+        f"{cfg.name}: {cfg.method} with {cfg.backbone.name} ({host.describe()}) on {count} "
+        f"{device}, {cfg.precision}",
+        f"{images} images, {classes}, {cfg.max_epochs} epochs in batches of "
+        f"{cfg.optimizer.batch_size}; {start}; {run.folder}",
+    ]
+
+
 def fit(
     cfg: DictConfig,
     host: Host,
@@ -168,7 +187,7 @@ def _fit(
 ) -> Trainer:
     if OmegaConf.select(cfg, "performance.compile", default=False):
         getattr(model, host.online).compile()
-    train, order = seeded(pretrain_loader(cfg, host), cfg.seed)
+    train, order = seeded(pretrain_loader(cfg, host, lambda: model.device), cfg.seed)
     given = cfg.get("resume_from_checkpoint")
     found = read_newest(run.checkpoint)
     if given is not None and found is None:
@@ -185,7 +204,10 @@ def _fit(
     monitor = parse_block("monitor", MonitorConfig, cfg.get("monitor"))
     if monitor.every_n_epochs:
         keep.append(EntropyMonitor(host, monitor, run.folder / "monitor.csv"))
-    keep += [History(run.folder), EpochLine(cfg.name, not cfg.data.no_labels)]
+        keep.append(ViewPictures(monitor.every_n_epochs))
+    about = _about(cfg, host, run, images=order.images, at=(epoch, batches))
+    terminal = Terminal(cfg.name, about, labelled=not cfg.data.no_labels)
+    keep += [Collapse(host, cfg.name), History(run.folder), terminal]
     if cfg.checkpoint.enabled:
         keep.append(
             Checkpoints(
@@ -271,7 +293,7 @@ def pretrain(cfg: DictConfig) -> Run:
     try:
         model, trainer = fit(cfg, host, run, callbacks=[cost])
         history = next(c for c in trainer.callbacks if isinstance(c, History))  # type: ignore[attr-defined]
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        metrics = history.last | {k: float(v) for k, v in trainer.callback_metrics.items()}
         run.finish(
             {
                 "method": cfg.method,
@@ -280,10 +302,13 @@ def pretrain(cfg: DictConfig) -> Run:
                 "seconds": cost.seconds,
                 "device": str(model.device),
                 **cost.summary(model),
-                "metrics": history.last | metrics,
+                "metrics": metrics,
                 "versions": versions(host),
             }
         )
+        if trainer.is_global_zero:
+            said = figures(metrics, labelled=not cfg.data.no_labels)
+            print(f"{cfg.name}  trained in {duration(cost.seconds)}  {said}", flush=True)
     except Stopped as stopped:
         first = os.environ.get("RANK", "0") == "0"
         if first and stopped.number == 10 and (queued := requeue()) is not None:

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
+from iecl_solo.order import seed_all, seeded
 from iecl_solo.solo.build import build_model
 from iecl_solo.solo.data import pretrain_loader
 from iecl_solo.solo.host import find_host
@@ -16,7 +17,6 @@ from iecl_solo.train.callbacks.seed import StepSeed
 from iecl_solo.train.complete import complete
 from iecl_solo.train.compose import compose_pretrain
 from iecl_solo.train.fit import trainer_arguments
-from iecl_solo.train.order import seed_all, seeded
 
 
 class Loaded(NamedTuple):

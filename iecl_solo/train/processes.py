@@ -23,6 +23,9 @@ from iecl_solo.train.stop import Stopped
 #: Seconds that a process is given to end by itself once another one has failed, or it was told to.
 GRACE = 20.0
 
+#: Seconds that a process is given to save what it has, once a scheduler's signal was handed on.
+SAVING = 60.0
+
 _INTERRUPTED = 130
 
 #: Who launches one process a device; then this package launches none.
@@ -61,6 +64,21 @@ def ranks(devices: int, num_nodes: int = 1) -> list[dict[str, str]]:
     ]
 
 
+@contextmanager
+def _set(environment: Mapping[str, str]) -> Iterator[None]:
+    """Variables of this process's, for what is started within the block."""
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _leave_with_parent() -> None:
     """End this process when its parent is gone, however that went: the pipe to it then closes."""
     parent = multiprocessing.parent_process()
@@ -77,13 +95,12 @@ def _leave_with_parent() -> None:
 
 def _child(
     errors: connection.Connection,
-    environment: Mapping[str, str],
+    several: bool,
     target: Callable[..., None],
     args: tuple[Any, ...],
 ) -> None:
     _leave_with_parent()
-    os.environ.update(environment)
-    if environment:  # one task of SLURM's that has several devices: it launches nothing itself
+    if several:  # one task of SLURM's that has several devices: it launches nothing itself
         os.environ.pop("SLURM_NTASKS", None)
     code = 0
     with quiet():
@@ -100,7 +117,7 @@ def _child(
         except Exception:
             errors.send(traceback.format_exc())
             code = 1
-    if environment:
+    if several:
         # torch takes gloo's threads down with the interpreter, which now and then aborts a
         # finished process
         sys.stdout.flush()
@@ -131,50 +148,75 @@ def in_processes(
     try:
         for environment in environments:
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_child, args=(theirs, environment, target, args))
-            process.start()
+            several = len(environments) > 1
+            process = context.Process(target=_child, args=(theirs, several, target, args))
+            with _set(environment):  # there before the first import, when Lightning reads its rank
+                process.start()
             theirs.close()
             children.append((process, ours))
-        with _handed_on([process for process, _ in children]):
-            failed = _wait([process for process, _ in children])
+        processes = [process for process, _ in children]
+        with _Told(processes).listening() as told:
+            failed = _wait(processes, told)
     except KeyboardInterrupt:
         _join([process for process, _ in children])  # a terminal has told them too
         raise
     finally:
         ended_by_us = _end([process for process, _ in children])
+    if told.late:
+        raise IECLError(f"the run was ended, {SAVING:.0f} s after a signal: it had not saved")
     if failed:
         codes = [None if p in ended_by_us else p.exitcode for p, _ in children]
-        _raise(codes, [ours.recv() if ours.poll() else None for _, ours in children])
+        _raise(codes, [_heard(ours) for _, ours in children])
 
 
-@contextmanager
-def _handed_on(processes: list[BaseProcess]) -> Iterator[None]:
-    """Hand on what a scheduler sends: to end, or that the time is nearly over."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+class _Told:
+    """What a scheduler sends is handed on: to end, or that the time is nearly over."""
 
-    def tell(number: int, _: Any) -> None:
-        for process in processes:
+    def __init__(self, processes: list[BaseProcess]) -> None:
+        self._processes = processes
+        self._since: float | None = None
+
+    def __call__(self, number: int, _: Any) -> None:
+        self._since = self._since or time.monotonic()
+        for process in self._processes:
             if process.pid is not None and process.is_alive():
                 os.kill(process.pid, number)
 
-    wanted = (signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, tell) for number in wanted}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
+    @property
+    def late(self) -> bool:
+        """Whether they were told, and had their time."""
+        return self._since is not None and time.monotonic() - self._since > SAVING
+
+    @contextmanager
+    def listening(self) -> Iterator[_Told]:
+        """Takes the signals for as long as the block lasts."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        wanted = (signal.SIGTERM, signal.SIGUSR1)
+        before = {number: signal.signal(number, self) for number in wanted}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
 
 
-def _wait(processes: list[BaseProcess]) -> bool:
-    """Until all have ended, or one has failed."""
+def _wait(processes: list[BaseProcess], told: _Told) -> bool:
+    """Until all have ended, one has failed, or one is too late to save after a signal."""
     while running := [process for process in processes if process.exitcode is None]:
-        connection.wait([process.sentinel for process in running])
-        if any(process.exitcode for process in processes):
+        connection.wait([process.sentinel for process in running], timeout=1.0)
+        if any(process.exitcode for process in processes) or told.late:
             return True
     return any(process.exitcode for process in processes)
+
+
+def _heard(pipe: connection.Connection) -> str | None:
+    """What a child said, if it did: one that was killed only let go of its pipe."""
+    try:
+        return pipe.recv() if pipe.poll() else None
+    except EOFError:
+        return None
 
 
 def _join(processes: list[BaseProcess], seconds: float = GRACE) -> None:

@@ -106,11 +106,13 @@ class Run:
     def check(self) -> None:
         """Refuse a folder that holds a run with other settings, which must not be lost.
 
+        What died before its first checkpoint is no run: nothing of it can be lost.
+
         Raises:
             IECLError: one line with the first setting that differs.
         """
         path = self.folder / ARGS
-        if not path.is_file():
+        if not path.is_file() or self._died_at_once:
             return
         old, new = _given(read_json(path)), _given(self.args)
         for key in sorted({*old, *new}):
@@ -120,6 +122,10 @@ class Run:
                 f"{self.folder} holds a run with other settings ({key}: {old.get(key)!r} "
                 f"there, {new.get(key)!r} here); give another name=... or delete it"
             )
+
+    @property
+    def _died_at_once(self) -> bool:
+        return not self.has_checkpoint and not (self.folder / RESULT).is_file()
 
     @rank_zero_only
     def claim(self, host: Host) -> None:
@@ -135,7 +141,7 @@ class Run:
         for part in self.folder.glob("*.part"):  # of a process that was killed as it wrote
             part.unlink()
         path = self.folder / ARGS
-        if not path.is_file():
+        if not path.is_file() or self._died_at_once:
             self._found = {p for p in self.folder.rglob("*") if p.name != _LOCK}
             logs = bool((self.args.get("wandb") or {}).get("enabled"))
             wandb_id = secrets.token_hex(4) if logs else None

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from PIL import Image
 from support import HOST, raw_config, same_tensors
 
 from iecl_solo.cli.compare import verdict
 from iecl_solo.cli.main import main
+from iecl_solo.evaluate.load import load_backbone, read_pretrained
+from iecl_solo.images import load_image
+from iecl_solo.quiet import quiet
 from iecl_solo.solo.checkpoint import read_checkpoint
+from iecl_solo.solo.data import evaluation_transform
 from iecl_solo.solo.registry import complete_objective
 from iecl_solo.solo.settings import prepare_pretrain
+from iecl_solo.train.complete import complete
 from iecl_solo.train.fit import fit, pretrain
 from iecl_solo.train.run import Run
 
@@ -125,6 +135,126 @@ def test_inspect_says_what_the_monitor_said(compared: Path, capsys):
         assert value == pytest.approx(monitor[name], rel=1e-3, abs=1e-5), name
 
 
+def test_linear_takes_data_size_and_learning_rate_of_the_run(compared: Path, capsys):
+    run = compared / "runs/iecl_simclr/iecl_simclr"
+    source = [f"pretrained_feature_extractor={run}", "max_epochs=2", "scheduler.lr_decay_steps=[1]"]
+    assert main(["linear", "--config-name", "default", *source, "accelerator=cpu"]) == 0
+    assert "the best of [0.01, 0.03, 0.1, 0.3, 1.0, 3.0]" in capsys.readouterr().out
+    settings = json.loads((run / "linear.json").read_text())["settings"]
+    args = json.loads((run / "args.json").read_text())
+    assert settings["data"]["augmentations"]["crop_size"] == args["augmentations"][0]["crop_size"]
+    for name in ("dataset", "train_path", "val_path", "format"):
+        assert settings["data"][name] == args["data"][name]
+    assert settings["backbone"]["name"] == "timm/test_resnet"
+    # another configuration's size does not count unless it was typed
+    data = [f"data.{part}_path={args['data']['train_path']}" for part in ("train", "val")]
+    custom = ["linear", "--config-name", "custom", *source, *data, "~backbone", "name=custom"]
+    assert main([*custom, "accelerator=cpu", "devices=1", "precision=32-true"]) == 0
+    settings = json.loads((run / "custom.json").read_text())["settings"]
+    assert settings["data"]["augmentations"]["crop_size"] == 32
+
+
+def test_embed_any_folder_of_images(compared: Path, tmp_path: Path, monkeypatch, capsys):
+    """Nested, of mixed formats; the same features in each format of file; it goes on."""
+    photos = tmp_path / "photos"
+    generator = np.random.default_rng(0)
+    names = ["a.png", "2024/b.JPG", "2024/may/c.bmp", "d.webp", "2024/may/e.png"]
+    for i, name in enumerate(names):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 255, (20 + i, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(photos / name)
+    (photos / "notes.txt").write_text("no image")
+    run = str(compared / "runs/iecl_simclr/iecl_simclr")
+    common = ["embed", run, "--images", str(photos), "--num-workers", "0", "--device", "cpu"]
+    for suffix in ("npy", "csv", "parquet"):
+        assert main([*common, "--batch-size", "2", "--to", f"{tmp_path}/f.{suffix}"]) == 0
+    assert "5 images" in capsys.readouterr().out
+    features = np.load(tmp_path / "f.npy")
+    paths = (tmp_path / "f.npy.paths.txt").read_text().splitlines()
+    assert features.dtype == np.float32 and sorted(paths) == sorted(names)
+    frame = pd.read_parquet(tmp_path / "f.parquet")
+    assert frame["path"].tolist() == paths
+    assert np.array_equal(np.stack(frame["features"].tolist()), features)
+    table = pd.read_csv(tmp_path / "f.csv")
+    assert table["path"].tolist() == paths
+    np.testing.assert_allclose(table.filter(regex=r"^f\d+$").to_numpy(), features, rtol=1e-6)
+    # each image alone gives the same, through the run's own evaluation transform
+    backbone = load_backbone(pretrained := read_pretrained(run), HOST).eval()
+    transform = evaluation_transform(HOST, "custom", pretrained.cfg.augmentations[0].crop_size)
+    with torch.no_grad():
+        alone = backbone(transform(load_image(photos / paths[3]))[None])[0].numpy()
+    np.testing.assert_allclose(features[3], alone, rtol=1e-4, atol=1e-5)
+    # interrupted after two batches, the next command computes the third alone
+    seen: list[int] = []
+
+    def stop(done: int, total: int) -> None:
+        seen.append(done)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("iecl_solo.cli.embed._progress", stop)
+    again = [*common, "--batch-size", "2", "--to", f"{tmp_path}/g.npy"]
+    assert main(again) == 130 and not (tmp_path / "g.npy").exists()
+    assert main(again) == 0 and seen == [2, 4, 5]
+    assert np.array_equal(np.load(tmp_path / "g.npy"), features)
+    assert not list(tmp_path.glob("*.parts"))
+
+
+def test_each_job_of_a_sweep_has_its_own_folder(images: Path, tmp_path: Path):
+    arguments = small(images, tmp_path / "runs", "max_epochs=1", "monitor.every_n_epochs=0")
+    typed = list(sys.argv)
+    assert main(["pretrain", *arguments, "--multirun", "optimizer.lr=0.1,0.2"]) == 0
+    assert sys.argv == typed
+    runs = {p.parent.name: p.parent for p in tmp_path.rglob("result.json")}
+    assert set(runs) == {"iecl_simclr-digits-lr0.1", "iecl_simclr-digits-lr0.2"}
+    rates = [json.loads((r / "args.json").read_text())["optimizer"]["lr"] for r in runs.values()]
+    assert len(set(rates)) == 2
+    for checkpoint in tmp_path.rglob("*.ckpt"):
+        assert checkpoint.stem == checkpoint.parent.name
+
+
+def test_a_command_leaves_the_process_as_it_was(compared: Path, images: Path):
+    """Loggers, warnings, matplotlib's backend, torch's threads, the arguments and variables."""
+    import matplotlib
+
+    def state() -> list[object]:
+        names = ("lightning", "lightning.pytorch", "lightning.fabric", "users.own")
+        return [
+            logging.root.manager.disable,
+            [logging.getLogger(name).level for name in names],
+            list(warnings.filters),
+            dict.__getitem__(matplotlib.rcParams, "backend"),
+            torch.get_num_threads(),
+            list(sys.argv),
+            {k: v for k, v in os.environ.items() if k.startswith(("HYDRA", "MASTER", "LOCAL"))},
+            GlobalHydra.instance().is_initialized(),
+        ]
+
+    before = state()
+    run = compared / "runs/iecl_simclr/iecl_simclr"
+    assert main(["inspect", str(run), "--images", "8", "--probes", "2"]) == 0
+    assert main(["knn", "--config-name", "default", f"pretrained_feature_extractor={run}"]) == 0
+    arguments = small(images, compared / "ignored", f"compare.dir={compared}")
+    assert main(["compare", *arguments, "evaluation.linear.max_epochs=1"]) == 0
+    assert state() == before
+
+
+def test_importing_pictures_leaves_the_backend_alone():
+    program = (
+        "import matplotlib; before = dict.__getitem__(matplotlib.rcParams, 'backend');"
+        "import iecl_solo.evaluate.pictures;"
+        "assert dict.__getitem__(matplotlib.rcParams, 'backend') is before"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_users_own_logger_is_heard(caplog: pytest.LogCaptureFixture):
+    with quiet(), caplog.at_level(logging.INFO):
+        logging.getLogger("users.own").info("from the user's code")
+        logging.getLogger("lightning.pytorch").warning("an announcement")
+    assert [record.message for record in caplog.records] == ["from the user's code"]
+
+
 def test_verdict_is_honest():
     frame = pd.DataFrame(
         {"k-NN %": [50.0, 48.0], "linear %": [50.0, 51.5]}, index=["simclr", "iecl_simclr"]
@@ -160,8 +290,12 @@ def test_run_that_was_cut_off_ends_as_the_whole_one(method: str, images: Path, t
     assert same_tensors(a["state_dict"], b["state_dict"]) == []
 
 
-def test_interrupted_by_hand_says_so_and_goes_on(images: Path, tmp_path: Path):
-    arguments = small(images, tmp_path / "runs", "max_epochs=500", "monitor.every_n_epochs=0")
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 0), (signal.SIGTERM, 2)])
+def test_stopped_by_a_signal_says_so_and_goes_on(
+    number: int, workers: int, images: Path, tmp_path: Path
+):
+    more = ("max_epochs=500", "monitor.every_n_epochs=0", f"data.num_workers={workers}")
+    arguments = small(images, tmp_path / "runs", *more)
     process = subprocess.Popen(
         [sys.executable, "-m", "iecl_solo.cli.main", "pretrain", *arguments],
         env={**os.environ, "PYTHONPATH": str(HOST.path.parent), "OMP_NUM_THREADS": "1"},
@@ -169,16 +303,17 @@ def test_interrupted_by_hand_says_so_and_goes_on(images: Path, tmp_path: Path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # a job in the background is started deaf to Ctrl-C
+        # a job in the background is started deaf to it
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 240
     while not list(tmp_path.rglob("*.ckpt")) and time.monotonic() < deadline:
         time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, error = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert "the same command goes on where it stopped" in error
+    assert process.returncode == 128 + number
+    (said,) = [line for line in error.splitlines() if line.startswith("iecl-solo: ")]
+    assert "saved at " in said and said.endswith("the same command goes on where it stopped")
     assert "Traceback" not in error
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     assert read_checkpoint(checkpoint)["epoch"] >= 0
@@ -202,3 +337,33 @@ def test_every_logger_by_configuration(images: Path, tmp_path: Path, monkeypatch
     assert list(run.glob("wandb/offline-run-*"))
     result = json.loads((run / "result.json").read_text())
     assert result["seconds_per_step"] > 0 and result["versions"]["solo-learn"] == HOST.version
+
+
+def _wandb_runs(folder: Path) -> set[str]:
+    return {p.name.rpartition("-")[2] for p in folder.glob("wandb/offline-run-*")}
+
+
+def test_loggers_get_the_configuration_and_go_on_with_the_same_run(
+    images: Path, tmp_path: Path, monkeypatch
+):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    raw = raw_config("iecl_simclr", images, checkpoint__dir=str(tmp_path), max_epochs=2)
+    raw["tensorboard"] = {"enabled": True}
+    raw["wandb"] = {"enabled": True, "offline": True, "project": "test"}
+    raw["monitor"] = {"images": 8, "delta_h_images": 1, "probes": 2, "steps": 4}
+    cut = complete(OmegaConf.create(raw), HOST)
+    run = Run(cut)
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(cut, HOST, run, callbacks=[_Crash()])
+    before = _wandb_runs(run.folder)
+    pretrain(OmegaConf.create(raw))
+    assert len(before) == 1 and _wandb_runs(run.folder) == before
+    assert json.loads((run.folder / "args.json").read_text())["wandb_run_id"] in before
+    for hparams in run.folder.glob("*/version_0/hparams.yaml"):
+        told = OmegaConf.to_container(OmegaConf.load(hparams))
+        assert told["optimizer"]["lr"] == cut.optimizer.lr and told["iecl"]["lambda"] >= 0
+    assert len(list(run.folder.glob("*/version_0/hparams.yaml"))) == 2  # CSV and TensorBoard
+    events = EventAccumulator(str(run.folder / "tensorboard/version_1"), {"images": 0}).Reload()
+    assert [e.step for e in events.Images("iecl_views")] == [6]

@@ -35,7 +35,9 @@ METHODS = ("simclr", "mocov2plus", "byol", "simsiam", "mocov3", "spectral", "min
 CONFIGS = {objective.name: objective.Config for objective in OBJECTIVES}
 
 
-PRETRAIN, LINEAR = packaged_configs("pretrain"), packaged_configs("linear")
+PRETRAIN = packaged_configs("pretrain")
+# the default takes all of that from the checkpoint
+LINEAR = [name for name in packaged_configs("linear") if name != "default"]
 PRESETS = packaged_configs("iecl")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -190,6 +191,22 @@ def test_parametrized_networks_train_and_follow(images: Path):
     assert 0.8 < float(sigma) < 1.2
     momentum = getattr(model, HOST.momentum).conv1.weight.detach().flatten(1)
     assert 0.8 < float(torch.linalg.matrix_norm(momentum, 2)) < 1.2
+
+
+def test_a_parametrized_weight_is_made_once_a_step(images: Path, monkeypatch: pytest.MonkeyPatch):
+    regularizer = {"mode": "parametrize"}
+    model = build("iecl_simclr", images, iecl={"regularizer": regularizer})
+    made: list[int] = []
+    kind = torch.nn.utils.parametrizations._SpectralNorm
+    real = kind.forward
+
+    def counted(self: Any, weight: torch.Tensor) -> torch.Tensor:
+        made.append(id(self))
+        return real(self, weight)
+
+    monkeypatch.setattr(kind, "forward", counted)
+    train_on(model, batches(1))
+    assert made and len(made) == len(set(made))  # two views, one weight of each layer
 
 
 def test_warmup_ramps_the_weights(images: Path):

@@ -41,7 +41,8 @@ def _running_variance(module: Any) -> torch.Tensor:
 
 
 def _spoil_weight(module: Any) -> None:
-    next(iter(online(module).parameters())).data.view(-1)[0] = float("nan")
+    weight = next(iter(online(module).parameters())).data
+    weight[(0,) * weight.dim()] = float("nan")
 
 
 def _spoil_buffer(module: Any) -> None:

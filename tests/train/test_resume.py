@@ -18,11 +18,11 @@ from omegaconf import OmegaConf
 from support import HOST, raw_config, same_tensors
 from torch.utils.data import DataLoader, Dataset
 
+from iecl_solo.order import EpochOrder, seeded
 from iecl_solo.solo.checkpoint import read_checkpoint
 from iecl_solo.train.complete import complete
 from iecl_solo.train.fit import fit, pretrain
 from iecl_solo.train.logs import read_metrics
-from iecl_solo.train.order import EpochOrder, seeded
 from iecl_solo.train.run import Run
 from iecl_solo.train.stop import Stopped
 
@@ -95,6 +95,14 @@ def test_signal_in_mid_epoch_saves_and_goes_on_bit_for_bit(
     assert "saved at epoch 2, step 3 of it" in str(stopped)
     again = pretrain(_cfg(method, images, tmp_path / "cut", data__num_workers=workers))
     _assert_same(whole, again)
+
+
+def test_batched_views_go_on_bit_for_bit(images: Path, tmp_path: Path):
+    batched = {"data__views": "batched"}
+    whole = pretrain(_cfg("iecl_simclr", images, tmp_path / "whole", **batched))
+    cut = _cfg("iecl_simclr", images, tmp_path / "cut", **batched)
+    assert "step 3 of it" in str(_stopped(cut, _At(1, 2, _kill(signal.SIGTERM)), Stopped))
+    _assert_same(whole, pretrain(_cfg("iecl_simclr", images, tmp_path / "cut", **batched)))
 
 
 def test_signal_in_the_last_step_of_an_epoch(images: Path, tmp_path: Path):

@@ -143,7 +143,8 @@ def _of_saib(saib: BaseSAIB, x: Tensor, config: MonitorConfig) -> dict[str, floa
         steps=config.steps,
         generator=generator,
     )
-    patches = patch_statistics([x], [saib(x)], saib.patch_size)
+    # one process alone measures: the others would never come
+    patches = patch_statistics([x], [saib(x)], saib.patch_size, gather_distributed=False)
     contrast = float(patches.contrast)
     values = {
         "delta_h": delta.nats_per_dimension,

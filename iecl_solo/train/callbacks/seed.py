@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from iecl_solo.train.order import seed_all
+from iecl_solo.order import seed_all
 
 
 class StepSeed(Callback):

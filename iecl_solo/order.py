@@ -100,18 +100,19 @@ class SeededViews(Dataset):
         return self.dataset[index]
 
 
-def seeded(loader: DataLoader, seed: int) -> tuple[DataLoader, EpochOrder]:
+def seeded(loader: Any, seed: int) -> tuple[Any, EpochOrder]:
     """A loader of the same batches' size, workers and views, in a resumable order.
 
     Args:
-        loader: shuffled, as the host's script makes it.
+        loader: shuffled, as the host's script makes it; one that has such an order stays as it is.
         seed: the run's seed.
 
     Returns:
         The loader, and its order.
     """
-    assert loader.batch_size is not None
-    order = EpochOrder(len(loader.dataset), loader.batch_size, seed)  # type: ignore[arg-type]
+    if isinstance(loader.sampler, EpochOrder):
+        return loader, loader.sampler
+    order = EpochOrder(len(loader.dataset), loader.batch_size, seed)
     return (
         DataLoader(
             SeededViews(loader.dataset, seed),

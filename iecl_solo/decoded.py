@@ -1,0 +1,209 @@
+"""A data set's images decoded once, into a file that every later run and process maps.
+
+The file lies beside the data set (in the user's cache where that may not be written), holds
+uncompressed pixels, and is read through the page cache: a data set that fits in memory is in memory
+after its first epoch, once for all processes. It is made anew when a file of the data set changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from iecl_solo.errors import IECLError
+
+#: Changed whenever what the file holds changes.
+_FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """At which size images are kept.
+
+    Args:
+        largest: images that are all of one size, no side longer than this, are kept as they are.
+        square: all others are resized to a square of this side; their own size is kept beside them,
+            so that boxes can be drawn as they would be in the original.
+    """
+
+    largest: int
+    square: int
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Images in memory, or mapped into it.
+
+    Attributes:
+        images: (N, 3, H, W) of uint8.
+        sizes: (N, 2), height and width that each image had in its file.
+        labels: (N,).
+    """
+
+    images: np.ndarray
+    sizes: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (B, 3, H, W), sizes (B, 2) and labels (B,) at (B,) indices, copied."""
+        at = indices.numpy()
+        return (
+            torch.from_numpy(self.images[at]),
+            torch.from_numpy(self.sizes[at].astype(np.int64)),
+            torch.from_numpy(self.labels[at].astype(np.int64)),
+        )
+
+
+def fingerprint(files: Sequence[Path], root: Path, *settings: object) -> str:
+    """Changes when a file is added, removed, renamed or written to, or a setting is another."""
+    digest = hashlib.sha256(repr((_FORMAT, settings)).encode())
+    for path in files:
+        stat = path.stat()
+        name = os.path.relpath(path, root)
+        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+class _Pixels(Dataset):
+    """(pixels (3, H, W), height, width, label) of each image, ``square`` if that is given.
+
+    Of an image that does not decode, its error: one raised in a worker would not stay one line.
+    """
+
+    def __init__(self, read: Callable[[int], tuple[Image.Image, int]], count: int) -> None:
+        self.read, self.count = read, count
+        self.square: int | None = None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int, int, int] | IECLError:
+        try:
+            image, label = self.read(index)
+        except IECLError as error:
+            return error
+        except OSError as error:
+            return IECLError(f"image {index} of the data set does not decode ({error})")
+        width, height = image.size
+        if self.square is not None:
+            image = image.resize((self.square, self.square), Image.Resampling.BICUBIC)
+        return np.asarray(image.convert("RGB")).transpose(2, 0, 1), height, width, int(label)
+
+
+def decode(
+    read: Callable[[int], tuple[Image.Image, int]],
+    files: Sequence[Path],
+    root: Path,
+    count: int,
+    stored: Stored,
+    *,
+    variant: str = "",
+    workers: int = 0,
+) -> Decoded:
+    """The data set's pixels, decoded now or by an earlier run.
+
+    Several processes may call this at once, also on several machines that share the folder: one
+    decodes, the others wait for it.
+
+    Args:
+        read: the image and label at an index.
+        files: all files that the images come from.
+        root: the data set's folder or file; the decoded file is put beside it.
+        count: number of images.
+        stored: at which size they are kept.
+        variant: tells apart what is made of the same folder (a part of it, say).
+        workers: processes that decode.
+
+    Raises:
+        IECLError: one line, when an image does not decode or the file does not fit on the disk.
+    """
+    root = root.resolve()
+    key = fingerprint(files, root, count, stored)
+    stem = f".{root.name}.views{variant}"
+    folder = _writable(root)
+    path = folder / f"{stem}-{key}.npy"
+    if not path.is_file():
+        with FileLock(folder / f"{stem}.lock"):
+            if not path.is_file():  # another process may have made it meanwhile
+                for old in folder.glob(f"{stem}-*.npy*"):
+                    old.unlink(missing_ok=True)  # whoever has it mapped keeps it
+                _write(path, _Pixels(read, count), stored, workers)
+    records: np.ndarray = np.load(path, mmap_mode="r")
+    return Decoded(records["image"], records["size"], records["label"])
+
+
+def _writable(root: Path) -> Path:
+    if os.access(root.parent, os.W_OK):
+        return root.parent
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    folder = cache / "iecl-solo" / hashlib.sha256(str(root).encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+class _OtherSize(Exception):
+    """An image is of another size than the first."""
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _shape(pixels: _Pixels) -> tuple[int, ...]:
+    first = pixels[0]
+    if isinstance(first, IECLError):
+        raise first
+    return first[0].shape
+
+
+def _write(path: Path, pixels: _Pixels, stored: Stored, workers: int) -> None:
+    if max(_shape(pixels)) > stored.largest:
+        pixels.square = stored.square
+    part = path.with_name(f"{path.name}.part")
+    try:
+        try:
+            _fill(part, pixels, workers)
+        except _OtherSize:
+            pixels.square = stored.square
+            _fill(part, pixels, workers)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _fill(part: Path, pixels: _Pixels, workers: int) -> None:
+    shape = _shape(pixels)
+    dtype = np.dtype([("image", "u1", shape), ("size", "i4", (2,)), ("label", "i8")])
+    needed, free = dtype.itemsize * len(pixels), shutil.disk_usage(part.parent).free
+    if needed > free:  # a mapped file on a full disk would kill the process
+        raise IECLError(
+            f"data.views: batched needs {needed / 2**30:.1f} GiB for decoded images in "
+            f"{part.parent}, which has {free / 2**30:.1f} GiB; per_image needs none"
+        )
+    print(f"decoding {len(pixels)} images, once, into {part.stem}", file=sys.stderr, flush=True)
+    records = np.lib.format.open_memmap(part, "w+", dtype, (len(pixels),))
+    loader: Any = DataLoader(pixels, batch_size=None, num_workers=workers, collate_fn=_unchanged)
+    for index, item in enumerate(loader):
+        if isinstance(item, IECLError):
+            raise item
+        image, height, width, label = item
+        if image.shape != shape:
+            raise _OtherSize
+        records[index] = (image, (height, width), label)
+    records.flush()

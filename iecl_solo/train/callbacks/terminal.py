@@ -1,0 +1,162 @@
+"""What a person sees of a run: a bar on a terminal, lines in a pipe, the same figures in both."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from iecl_solo.solo.registry import shown_terms
+
+#: Seconds between two lines within an epoch, where there is no bar; and where there is one.
+BETWEEN, OF_BAR = 60.0, 0.5
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it.
+
+    >>> duration(7.2), duration(75.0), duration(7300.0), duration(200_000.0)
+    ('7 s', '1 min 15 s', '2 h 1 min', '2 d 7 h')
+    """
+    whole = int(seconds)
+    for unit, of_unit, smaller, of_smaller in (
+        ("d", 86400, "h", 3600),
+        ("h", 3600, "min", 60),
+        ("min", 60, "s", 1),
+    ):
+        if whole >= of_unit:
+            return f"{whole // of_unit} {unit} {whole % of_unit // of_smaller} {smaller}"
+    return f"{whole} s"
+
+
+def figures(logged: dict[str, Any], *, labelled: bool, ending: str = "_epoch") -> str:
+    """The loss, its terms and the online accuracy, out of what was logged.
+
+    Which of the names are terms is the objectives' affair.
+
+    Args:
+        logged: values by name.
+        labelled: whether accuracy means anything.
+        ending: of the names of an epoch's means, or of a step's values.
+
+    >>> figures({"train_nce_loss_epoch": 2.5, "train_acc1_epoch": 33.0, "val_acc1": 30.0, "x": 1.0},
+    ...         labelled=True)
+    'nce_loss 2.500  acc1 33.000  val_acc1 30.000'
+    """
+    losses = [k for k in logged if k.endswith((f"_loss{ending}", f"_sim{ending}"))]
+    losses = [k for k in losses if labelled or not k.startswith("train_class")]
+    terms = [k.removesuffix("_epoch") + ending for k in shown_terms()]
+    accuracy = [f"train_acc1{ending}", *(["val_acc1"] if ending == "_epoch" else [])]
+    shown = dict.fromkeys([*losses, *(accuracy if labelled else ()), *terms])
+    return "  ".join(
+        f"{k.removesuffix(ending).removeprefix('train_')} {float(logged[k]):.3f}"
+        for k in shown
+        if k in logged
+    )
+
+
+class Terminal(Callback):
+    """Header, progress and figures of a run.
+
+    Args:
+        name: what the run is called.
+        about: what the header says, a line each.
+        labelled: whether accuracy means anything.
+        bar: whether a bar is drawn; decided by the terminal if not given.
+    """
+
+    def __init__(
+        self, name: str, about: list[str], *, labelled: bool, bar: bool | None = None
+    ) -> None:
+        self.name, self.about, self.labelled = name, about, labelled
+        self._console = Console(stderr=True)
+        self._progress: Progress | None = None
+        self._bar = sys.stderr.isatty() if bar is None else bar
+        self._began = self._epoch_began = self._line = time.perf_counter()
+        self._steps = self._epoch_steps = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.is_global_zero:
+            for line in self.about:
+                print(line, flush=True)
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._began = self._epoch_began = self._line = time.perf_counter()
+        if self._bar and trainer.is_global_zero:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[at]}"),
+            )
+            self._progress = Progress(*columns, console=self._console, transient=True)
+            self._progress.add_task("", total=None, at="")
+            self._progress.start()
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._epoch_began, self._epoch_steps = time.perf_counter(), 0
+
+    def _pace(self, trainer: Trainer, batch_idx: float) -> tuple[float, float]:
+        """Images a second in this epoch, and seconds left of the run at this leg's pace."""
+        now = time.perf_counter()
+        done = trainer.current_epoch * trainer.num_training_batches + batch_idx + 1
+        left = (trainer.max_epochs or 0) * trainer.num_training_batches - done
+        images = self._epoch_steps * self._batch_size * trainer.world_size
+        return images / (now - self._epoch_began), left * (now - self._began) / max(1, self._steps)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not trainer.is_global_zero:
+            return
+        self._steps += 1
+        self._epoch_steps += 1
+        self._batch_size = len(batch[-1])  # the labels, also in linear evaluation
+        now, every = time.perf_counter(), OF_BAR if self._progress else BETWEEN
+        if now - self._line < every or trainer.is_last_batch:
+            return
+        self._line = now
+        images, left = self._pace(trainer, batch_idx)
+        said = figures(dict(trainer.callback_metrics), labelled=self.labelled, ending="_step")
+        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        step = f"step {batch_idx + 1}/{trainer.num_training_batches}"
+        pace = f"{images:.0f} images/s  {duration(left)} left"
+        if self._progress is None:
+            print(f"{self.name}  {epoch}  {step}  {said}  {pace}", flush=True)
+        else:
+            self._progress.update(
+                self._progress.task_ids[0],
+                description=f"{self.name}  {epoch}",
+                completed=batch_idx + 1,
+                total=trainer.num_training_batches,
+                at=f"{said}  {pace}",
+            )
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        self._line = time.perf_counter()
+        images, left = self._pace(trainer, trainer.num_training_batches - 1)
+        said = figures(dict(trainer.callback_metrics), labelled=self.labelled)
+        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        seconds = time.perf_counter() - self._epoch_began
+        pace = f"{images:.0f} images/s  {duration(left)} left"
+        line = f"{self.name}  {epoch}  {seconds:.1f} s  {said}  {pace}"
+        # above the bar, if there is one
+        print(line, flush=True) if self._progress is None else self._progress.print(line)
+
+    def _end(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._end()
+
+    def on_exception(
+        self, trainer: Trainer, module: LightningModule, exception: BaseException
+    ) -> None:
+        self._end()

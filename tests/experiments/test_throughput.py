@@ -1,0 +1,118 @@
+"""Images a second: what is measured, of which pipelines, and the table that is left."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from support import HOST, config, image_folder, pipeline, raw_config
+
+from iecl_solo.errors import IECLError
+from iecl_solo.experiments import throughput
+from iecl_solo.experiments.throughput import (
+    installed,
+    measure_throughput,
+    source,
+    write_table,
+)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return image_folder(tmp_path / "train")
+
+
+def test_a_peer_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(throughput.importlib.util, "find_spec", lambda name: None)
+    arms = {"host": 1, "kornia": 2, "batched": 3}
+    assert installed(arms) == {"host": 1, "batched": 3}
+    with pytest.raises(IECLError, match=r"unknown pipeline 'batch': did you mean 'batched'"):
+        installed({"batch": {}})
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_each_pipeline_gives_the_same_turn(images: Path, threads: int):
+    cfg = config("simclr", images)
+    for name in ("host", "per_image", "batched"):
+        made = source(cfg, name, HOST, batch_size=8, batches=2, threads=threads)
+        for _ in range(2):  # and again, as often as it is timed
+            turn = list(made)
+            assert [len(index) for index, _, _ in turn] == [8, 8], name
+            assert [v.shape for v in turn[0][1]] == [(8, 3, 32, 32)] * 2
+    assert cfg.data.get("views") is None  # what was given is as it was
+
+
+def test_peers_are_given_the_same_pipeline(images: Path):
+    pytest.importorskip("kornia")
+    jitter = {"prob": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
+    cfg = config("simclr", images, augmentations=[pipeline(color_jitter=jitter)])
+    (_, views, _), *_ = source(cfg, "kornia", HOST, batch_size=8, batches=1, threads=1)
+    assert [v.shape for v in views] == [(8, 3, 32, 32)] * 2
+    solarized = [pipeline(color_jitter=jitter, solarization={"prob": 0.1})]
+    with pytest.raises(IECLError, match="SimCLR's two views of one pipeline"):
+        source(
+            config("simclr", images, augmentations=solarized),
+            *("kornia", HOST),
+            **{"batch_size": 8, "batches": 1, "threads": 1},
+        )
+
+
+def test_rates_and_ratios_are_of_what_was_timed(images: Path, monkeypatch: pytest.MonkeyPatch):
+    # eight images a turn; the second takes a quarter of the first's time
+    monkeypatch.setattr(throughput, "interleaved", lambda *_, **__: [[4.0, 8.0], [1.0, 2.0]])
+    rates = throughput._rates("training_", [lambda: 8, lambda: 8], 2)
+    assert rates["training_images_per_second"] == pytest.approx(8 / 1.5)
+    assert rates["training_ratio_to_host"] == 4.0
+
+
+def test_a_measured_cell(images: Path):
+    cfg: Any = config("simclr", images).__class__(raw_config("simclr", images))
+    out = measure_throughput(cfg, "batched", HOST, rounds=2, threads=1, start=False)
+    for name in ("images_per_second", "training_images_per_second"):
+        assert out[name] > 0
+    for name in ("ratio_to_host", "training_ratio_to_host"):
+        assert 0 < out[f"{name}_low"] <= out[name] <= out[f"{name}_high"]
+    host = measure_throughput(cfg, "host", HOST, rounds=2, threads=1, start=False)
+    assert host["ratio_to_host"] == 1.0
+
+
+def test_start_of_a_command(images: Path):
+    cfg: Any = config("simclr", images).__class__(raw_config("simclr", images))
+    out = throughput._start(cfg, "batched", HOST, 1)
+    assert 0.5 < out["startup_seconds"] < 300
+    assert 2**26 < out["resident_bytes"] < 2**34
+    cfg.method = "simclear"
+    with pytest.raises(IECLError, match=r"throughput: .*simclear"):
+        throughput._start(cfg, "batched", HOST, 1)
+
+
+def test_the_table_has_a_line_for_each_pipeline_and_threads(tmp_path: Path):
+    ids = ["a", "b", "c"]
+    cells = pd.DataFrame(
+        {
+            "id": ids,
+            "arm": ["host", "batched", "lightly"],
+            "data": "r18",
+            "threads": [1, 1, 2],
+            "status": ["done", "done", "failed"],
+        }
+    )
+    values = {"ratio_to_host": [1.0, 6.0, 0.9], "images_per_second": [500.0, 3000.0, 450.0]}
+    metrics = pd.DataFrame(
+        [
+            {"id": i, "name": n, "value": v}
+            for n, column in values.items()
+            for i, v in zip(ids, column, strict=True)
+        ]
+    )
+    write_table(cells, metrics, tmp_path / "throughput.csv")
+    with (tmp_path / "throughput.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["pipeline"], r["threads"], float(r["ratio_to_host"])) for r in rows] == [
+        ("batched", "1", 6.0),
+        ("host", "1", 1.0),
+    ]
+    assert float(rows[0]["images_per_second"]) == 3000.0

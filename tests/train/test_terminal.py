@@ -1,0 +1,65 @@
+"""What a run prints: header, lines, figures; no accuracy without labels; no objective by name."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from support import raw_config
+
+from iecl_solo.solo.registry import OBJECTIVES
+from iecl_solo.train.callbacks import terminal
+from iecl_solo.train.fit import pretrain
+
+
+def test_header_lines_and_figures(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    given = {"checkpoint__dir": str(tmp_path), "monitor__every_n_epochs": 0}
+    cfg = raw_config("iecl_climb_simclr", images, data__val_path=str(images), **given)
+    run = pretrain(OmegaConf.create(cfg))
+    header, data, first, second, end = capsys.readouterr().out.splitlines()
+    assert header.startswith("iecl_climb_simclr: iecl_climb_simclr with timm/test_resnet (solo-")
+    assert header.endswith("on 1 cpu, 32-true")
+    assert data == (f"24 images, 3 classes, 2 epochs in batches of 8; from the start; {run.folder}")
+    for epoch, line in enumerate((first, second), start=1):
+        assert line.startswith(f"iecl_climb_simclr  epoch {epoch}/2  ")
+        assert re.search(r"nce_loss [\d.]+  acc1 [\d.]+  val_acc1 [\d.]+  iecl_kl", line)
+        assert "climb_" in line and re.search(r"\d+ images/s  \d+ s left$", line)
+    assert "  trained in " in end and "val_acc1" in end
+
+
+def test_lines_within_a_long_epoch(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(terminal, "BETWEEN", 0.0)
+    given = {"checkpoint__dir": str(tmp_path), "monitor__every_n_epochs": 0}
+    cfg = raw_config("iecl_simclr", images, optimizer__batch_size=4, **given)
+    pretrain(OmegaConf.create(cfg))
+    lines = [x for x in capsys.readouterr().out.splitlines() if "step 3/6" in x]
+    assert len(lines) == 2 and all("nce_loss" in x and "iecl_kl" in x for x in lines)
+
+
+def test_bar_on_a_terminal(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(terminal, "OF_BAR", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    given = {"checkpoint__dir": str(tmp_path), "monitor__every_n_epochs": 0}
+    cfg = raw_config("iecl_simclr", images, optimizer__batch_size=4, **given)
+    pretrain(OmegaConf.create(cfg))
+    drawn = capsys.readouterr().err
+    assert "epoch 2/2" in drawn and "images/s" in drawn and "iecl_kl" in drawn
+
+
+def test_without_labels_no_accuracy_is_shown():
+    logged = {"train_acc1_epoch": 100.0, "train_class_loss_epoch": 0.0, "train_nce_loss_epoch": 2.0}
+    assert terminal.figures(logged, labelled=False) == "nce_loss 2.000"
+
+
+def test_no_objective_is_known_by_name():
+    source = inspect.getsource(terminal)
+    assert not [o.name for o in OBJECTIVES if o.name in source.replace("iecl_solo", "")]
