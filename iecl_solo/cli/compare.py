@@ -48,11 +48,15 @@ def show(frame: pd.DataFrame, title: str) -> None:
 def verdict(frame: pd.DataFrame) -> str:
     """One honest sentence: which is ahead, and that one seed does not decide."""
     parts = []
-    for column in ("k-NN %", "linear %"):
+    for column in (c for c in ("k-NN %", "linear %") if c in frame):
         change = float(frame[column].iloc[1] - frame[column].iloc[0])
         by = f" by {abs(change):.2f} points" if change else ""
         word = "ahead of" if change > 0 else "behind" if change < 0 else "level with"
         parts.append(f"{word} the baseline{by} ({column.split()[0]})")
+    if not parts:
+        return (
+            "No labels to judge by: what needs none describes, it does not decide."
+        )
     return f"{frame.index[1]} is {' and '.join(parts)}; one seed, so no significance is claimed."
 
 

@@ -74,8 +74,20 @@ def _train_and_evaluate(settings: dict[str, Any], evaluation: dict[str, Any]) ->
     evaluate(run, parse_block("evaluation", EvaluationConfig, evaluation))
 
 
+#: What a pair is judged by, with labels and without, as the table calls it.
+_JUDGED = {
+    "knn_acc1": "k-NN %",
+    "linear_acc1": "linear %",
+    "rankme": "RankMe",
+    "lidar": "LiDAR",
+    "alpha_req": "alpha-ReQ",
+    "uniformity": "uniformity",
+    "alignment": "alignment",
+}
+
+
 def table(runs: list[Run]) -> pd.DataFrame:
-    """One row a run, baseline first: accuracy, loss terms, cost, entropy."""
+    """One row a run, baseline first: accuracy (or what needs no labels), terms, cost, entropy."""
     rows = []
     carried, _ = split_method(runs[-1].args["method"])
     entropy = f"H({query_name(carried)}) nats"
@@ -90,8 +102,7 @@ def table(runs: list[Run]) -> pd.DataFrame:
         rows.append(
             {
                 "method": result["method"],
-                "k-NN %": scores["knn_acc1"],
-                "linear %": scores["linear_acc1"],
+                **{shown: scores[name] for name, shown in _JUDGED.items() if name in scores},
                 entropy: scores["query_entropy"],
                 **terms,
                 "s/step": result["seconds_per_step"],
@@ -130,12 +141,13 @@ def record(comparison: Comparison, command: str | None) -> Store:
     store = Store(folder / STORE)
     store.clear()  # it is made of what the runs keep
     methods = [str(run.args["method"]) for run in runs]
+    judged = read_json(runs[0].folder / EVALUATION)["metrics"]
     seed = runs[0].args["seed"]
     store.begin(
         {
             "name": comparison.title,
             "question": f"What does {methods[1]} change about {methods[0]}?",
-            "measures": ["knn_acc1", "linear_acc1", "query_entropy"],
+            "measures": [*(n for n in _JUDGED if n in judged), "query_entropy"],
             "arms": {method: {"method": method} for method in methods},
             "axes": {},
             "seeds": [seed],
@@ -169,7 +181,9 @@ def compare(cfg: DictConfig) -> Comparison:
         raise IECLError("compare: start it once, not under torchrun; it launches devices=N itself")
     OmegaConf.set_struct(cfg, False)
     protocol = parse_block("evaluation", EvaluationConfig, cfg.get("evaluation"))
-    require(cfg, ["method", "data.dataset", "data.val_path"])
+    require(cfg, ["method", "data.dataset"])
+    if not OmegaConf.select(cfg, "data.no_labels", default=False):
+        require(cfg, ["data.val_path"])
     choose_objectives(cfg)
     both = twins(cfg)
     title = str(both[0].get("name") or both[0].method)
