@@ -101,7 +101,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="counts kilobytes, as Linux does")
 def test_memory_grows_with_the_embeddings_and_not_with_their_square():
-    # one matrix of 8,192 x 8,192 is 0.25 GiB, and the hosts form five and more; what is measured
-    # of 32,768 is in docs/performance.md
+    # one matrix of 8,192 x 8,192 is 0.25 GiB, and the hosts form five and more;
+    # studies/scaling.py measures 32,768
     done = subprocess.run([sys.executable, "-c", _MANY], capture_output=True, text=True, check=True)
     assert float(done.stdout.split()[-1]) < 0.6
