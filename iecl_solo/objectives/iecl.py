@@ -327,8 +327,9 @@ def agreement(made: Made, views: Views) -> Tensor:
     A pair of one crop counts only where there is no other. Without gradient; over all processes.
 
     >>> z = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
-    >>> agreement(Made({0: z, 1: z + 5}), Views(2, momentum=False, query=(1,)))
-    tensor(1.)
+    >>> pair = Views(2, momentum=False, query=(1,))
+    >>> round(agreement(Made({0: z, 1: z + 5}), pair).item(), 4)
+    1.0
     """
     anchors = made.momentum if views.momentum else made.online
     queries = {v: z for v, z in made.online.items() if v in views.query}
