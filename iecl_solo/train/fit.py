@@ -180,6 +180,11 @@ def fit(
     except BaseException:
         run.release()
         raise
+    finally:
+        if OmegaConf.select(cfg, "wandb.enabled", default=False):
+            import wandb
+
+            wandb.finish()  # or the next run of this process would log into this one
 
 
 def _fit(
