@@ -231,3 +231,12 @@ def test_processes_share_the_batches_of_one(monkeypatch: pytest.MonkeyPatch):
     for batch in range(5):
         both = [place for rank in ranks for place in rank[2 * batch : 2 * batch + 2]]
         assert sorted(both) == sorted(one[4 * batch : 4 * batch + 4])
+
+
+def test_monitor_measures_an_epoch_that_is_gone_on_with(images: Path, tmp_path: Path):
+    small = {"images": 4, "delta_h_images": 1, "probes": 2, "steps": 2, "every_n_epochs": 1}
+    given = {f"monitor__{k}": v for k, v in small.items()}
+    cut = _cfg("simclr", images, tmp_path, **given)
+    _stopped(cut, _At(1, 2, _kill(signal.SIGTERM)), Stopped)
+    run = pretrain(_cfg("simclr", images, tmp_path, **given))
+    assert list(pd.read_csv(run.folder / "monitor.csv")["epoch"]) == [0, 1, 2]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from iecl_solo import checks
 from iecl_solo.entropy import coding_rate, effective_rank, knn_entropy
+from iecl_solo.files import replacing
 from iecl_solo.generation import (
     conditional_entropy,
     conditional_entropy_bound,
@@ -187,7 +188,8 @@ class EntropyMonitor(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if batch_idx == 0 and self._due(trainer):
+        # its first batch; of an epoch that is gone on with, the first of the rest
+        if self._views is None and self._due(trainer):
             self._views = [v[: self.config.images].detach() for v in batch[1][:2]]
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -211,7 +213,7 @@ class EntropyMonitor(Callback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         rows = self._earlier(lambda epoch: epoch < row["epoch"])
         names = list(dict.fromkeys([*row, *(k for r in rows for k in r)]))
-        with self.path.open("w", newline="") as file:
+        with replacing(self.path) as part, part.open("w", newline="") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows([*rows, row])
