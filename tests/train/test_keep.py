@@ -281,7 +281,8 @@ def test_model_that_is_not_finite_is_not_read(images: Path, tmp_path: Path):
     run = pretrain(_cfg(images, tmp_path, max_epochs=1))
     checkpoint = torch.load(run.checkpoint, weights_only=True)
     name = next(k for k in checkpoint["state_dict"] if k.startswith(f"{HOST.online}."))
-    checkpoint["state_dict"][name].view(-1)[0] = float("nan")
+    weight = checkpoint["state_dict"][name]
+    weight[(0,) * weight.dim()] = float("nan")
     torch.save(checkpoint, run.checkpoint)
     for command in ("inspect", "export"):
         to = [] if command == "inspect" else ["--to", str(tmp_path / "out.safetensors")]
