@@ -134,9 +134,10 @@ def read_benchmark(cfg: Mapping[str, Any] | DictConfig) -> BenchmarkConfig:
         raise unknown_name("kind", benchmark.kind, KINDS)
     if repeated := sorted({s for s in benchmark.seeds if benchmark.seeds.count(s) > 1}):
         raise IECLError(f"seeds: {repeated[0]} is given twice, each seed is one run")
-    for key, value in (("rounds", benchmark.rounds), ("threads", benchmark.threads)):
-        if value is not None and value < 1:
-            raise IECLError(f"{key}: {value} is not allowed, a whole number from 1 up is")
+    # a ratio's quartiles take two rounds at least
+    for key, value, least in (("rounds", benchmark.rounds, 2), ("threads", benchmark.threads, 1)):
+        if value is not None and value < least:
+            raise IECLError(f"{key}: {value} is not allowed, a whole number from {least} up is")
     if benchmark.kind == "throughput":
         benchmark.arms = installed(benchmark.arms)
     # a key with dots in the YAML is a nested one on the command line, where the later counts

@@ -279,12 +279,15 @@ def read_rows(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if not file.is_file():
         raise IECLError(f"rows {path}: no such file")
     try:
-        first, *rest = file.read_text().splitlines()
-        meta = json.loads(first.removeprefix(_COMMENT)) if first.startswith(_COMMENT) else {}
-        lines = list(csv.DictReader(rest if meta else [first, *rest], strict=True))
+        text = file.read_text().splitlines()
+        commented = text[:1] and text[0].startswith(_COMMENT)
+        meta = json.loads(text.pop(0).removeprefix(_COMMENT)) if commented else {}
+        lines = list(csv.DictReader(text, strict=True))
         missing = sorted({*_CSV} - set(lines[0] if lines else _CSV))
         if missing:
             raise IECLError(f"rows {path}: it has no column {missing[0]}; {', '.join(_CSV)} are")
+        if not lines and not commented:
+            raise IECLError(f"rows {path}: it is empty")
         return meta, _grouped(lines)
     except (ValueError, KeyError, csv.Error) as error:
         if isinstance(error, IECLError):

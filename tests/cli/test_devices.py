@@ -167,7 +167,8 @@ def test_a_cell_of_a_benchmark_on_two_devices(world: Path, tmp_path: Path):
 
 def children(pid: int) -> list[int]:
     """Processes that a process started and that are no helper of multiprocessing's."""
-    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True)
+    command = ["ps", "-ww", "-o", "pid=", "-o", "args=", "--ppid", str(pid)]
+    listed = subprocess.run(command, capture_output=True)
     lines = [line.split(None, 1) for line in listed.stdout.decode().splitlines()]
     return [int(number) for number, args in lines if "spawn_main" in args]
 
