@@ -52,9 +52,9 @@ def imports(path: Path) -> set[str]:
 
 #: The floors, lowest first: what stands on one imports from its own and from those below.
 FLOORS = (
-    ("errors", "checks", "version", "files", "quiet", "images", "decoded", "order", "views",
-     "saib", "entropy", "jacobian", "generation", "lipschitz", "losses", "augment", "digits",
-     "patches", "configs"),
+    ("errors", "checks", "devices", "version", "files", "quiet", "images", "decoded", "order",
+     "views", "saib", "entropy", "jacobian", "generation", "lipschitz", "losses", "augment",
+     "digits", "patches", "configs"),
     ("objectives", "methods"),
     ("solo",),
     ("train",),

@@ -100,6 +100,7 @@ def _look_at_torch(found: Diagnosis, full: bool) -> None:
         problem = f"torchvision does not fit torch ({reason})"
         found.problems.append((problem, "pip install --upgrade torch torchvision"))
     found.facts.append(("devices", ", ".join(_devices())))
+    found.facts.append(("precision", _precision()))
 
 
 def _devices() -> Iterator[str]:
@@ -110,6 +111,19 @@ def _devices() -> Iterator[str]:
     if torch.backends.mps.is_available():
         yield "mps"
     yield f"cpu ({torch.get_num_threads()} threads)"
+
+
+def _precision() -> str:
+    """What ``precision: auto`` is here, and why."""
+    import torch
+
+    from iecl_solo.devices import fast_bf16
+
+    gpu = torch.cuda.is_available()
+    why = fast_bf16(cpu=not gpu)
+    if why is None:
+        return "auto is 32-true here: bfloat16 is not faster"
+    return f"auto is bf16-mixed here: {why}"
 
 
 def _look_at_host(found: Diagnosis, full: bool) -> None:

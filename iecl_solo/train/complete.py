@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from iecl_solo.devices import fast_bf16
 from iecl_solo.errors import IECLError
 from iecl_solo.solo.config import parse_block
 from iecl_solo.solo.host import Host
@@ -26,8 +25,6 @@ from iecl_solo.train.run import check_name
 PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")
 # Lightning's shorter names
 _SHORT = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
-# of a CPU that multiplies bfloat16 matrices at more than float32's speed
-_FAST_BF16 = ("avx512_bf16", "amx_bf16")
 
 
 def on_cpu(cfg: DictConfig) -> bool:
@@ -35,14 +32,6 @@ def on_cpu(cfg: DictConfig) -> bool:
     accelerator = cfg.get("accelerator") or "auto"
     no_gpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     return accelerator == "cpu" or (accelerator == "auto" and no_gpu)
-
-
-def fast_bf16(cpu: bool) -> bool:
-    """Whether this machine's CPU, or its GPU, computes bfloat16 faster than float32."""
-    if not cpu:
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(False)
-    info = Path("/proc/cpuinfo")
-    return info.is_file() and any(flag in info.read_text().split() for flag in _FAST_BF16)
 
 
 def precision(cfg: DictConfig) -> str:

@@ -11,9 +11,9 @@ import torch
 from omegaconf import OmegaConf
 from support import HOST, build, online, raw_config
 
+from iecl_solo import devices
 from iecl_solo.errors import IECLError
 from iecl_solo.solo.checkpoint import read_checkpoint
-from iecl_solo.train import complete as complete_module
 from iecl_solo.train.callbacks.finite import SKIPPED_STEPS, Finite, largest
 from iecl_solo.train.complete import complete, precision
 from iecl_solo.train.fit import fit, pretrain
@@ -145,7 +145,7 @@ def test_precision_is_resolved_and_recorded(
 ):
     info = tmp_path / "cpuinfo"
     info.write_text(f"model name : x\nflags : {cpu_flags}\n")
-    monkeypatch.setattr(complete_module, "Path", lambda _: info)
+    monkeypatch.setattr(devices, "Path", lambda _: info)
     cfg = complete(_cfg("simclr", images, tmp_path, precision=given), HOST)
     assert cfg.precision == precision(cfg) == expected
     assert ("16-mixed is bf16-mixed on a CPU" in capsys.readouterr().out) == (given == 16)
