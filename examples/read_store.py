@@ -1,6 +1,6 @@
 """A benchmark's store read with pandas: the paired difference of two arms, by hand.
 
-python examples/read_store.py benchmark/small_batch-smoke/store.sqlite
+python examples/read_store.py benchmark/small_batch-smoke/rows
 """
 
 import sys
