@@ -1,4 +1,4 @@
-"""How a pretrained backbone is evaluated: fixed beforehand, the same for a method and its twin."""
+"""How a pretrained backbone is evaluated: fixed beforehand, the same for a baseline and its variant."""
 
 from __future__ import annotations
 

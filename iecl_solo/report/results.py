@@ -108,7 +108,7 @@ class Results:
             return None
         given = Path(str((config.get("checkpoint") or {}).get("dir") or "."))
         below = Path(str(config.get("method"))) / str(config["name"])
-        # a report of one twin of several stands a folder below the runs
+        # the report of one variant of several is one folder below the runs
         for runs in (self.root / "runs", self.root.parent / "runs", given):
             if (runs / below).is_dir():
                 return runs / below
