@@ -1,4 +1,4 @@
-"""How a pretrained backbone is evaluated: fixed beforehand, the same for a baseline and its variant."""
+"""How a pretrained backbone is evaluated: fixed beforehand, the same for baseline and variant."""
 
 from __future__ import annotations
 

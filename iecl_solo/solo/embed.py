@@ -51,8 +51,8 @@ def query_entropy(
     """Coding rate H(Z') in nats of the query's embeddings, mean over batches, in eval mode.
 
     Args:
-        model: a method of the host, or a variant of it; the host alone has no transform, so its query
-            is the raw view.
+        model: a method of the host, or a variant of it. The host alone has no transform, so its
+            query is the raw view.
         host: the solo-learn in use.
         loader: batches of the host's pretraining loader, ``[index, views, label]``.
         max_batches: how many batches to average over.
