@@ -309,7 +309,7 @@ def groups(results: Results, axis: str) -> dict[tuple[str, ...], list[tuple[floa
 def slopes(
     results: Results, measure: str, sizes: Mapping[int, float]
 ) -> dict[tuple[str, str], Difference]:
-    """How a paired difference changes when the batch size doubles.
+    """Change of a paired difference when the batch size doubles.
 
     Args:
         results: the rows.
