@@ -51,7 +51,7 @@ METHOD_KWARGS: dict[str, dict[str, Any]] = {
     "wmse": {**_SMALL, "proj_output_dim": 4, "whitening_iters": 1, "whitening_size": 8},
 }
 
-#: Every weight zero and no SAIB: the twin must be its host.
+#: Every weight zero and no SAIB: the variant must be its host.
 OFF = {
     **{"beta": 0.0, "lambda": 0.0, "eta": 0.0, "gamma": 0.0},
     **{"generation": {"weight": 0.0}, "placement": "none"},

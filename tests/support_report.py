@@ -117,7 +117,7 @@ def make_store(
             store.fail(ids[-1], "Traceback:\n  line 1\nValueError: 50 % of <b>x_y</b> & $z$ | w")
         if i in failed or i in running:
             continue
-        # what a baseline and its twin share: the seed's, and the batch size's
+        # what a baseline and its variant share: the seed's, and the batch size's
         shared = np.random.default_rng(1000 + seed).normal(0, 1.5)
         accuracy = 80 + shared + 2 * np.log2(own.get(BATCH, 128) / 128)
         if against:

@@ -1,4 +1,4 @@
-"""``iecl-solo compare``: a method and its twin, same seed, same batches, one table."""
+"""``iecl-solo compare``: a baseline and its variant, same seed, same batches, one table."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def show(frame: pd.DataFrame, title: str) -> None:
     for method in frame.index:
         view.add_column(str(method), justify="right")
     view.add_column("difference", justify="right")
-    baseline, twin = frame.iloc[0], frame.iloc[1]
+    baseline, variant = frame.iloc[0], frame.iloc[1]
     for column in frame.columns:
-        a, b = baseline[column], twin[column]
+        a, b = baseline[column], variant[column]
         if column.endswith("%"):
             change = f"{b - a:+.2f} points"
         elif pd.isna(a) or pd.isna(b):

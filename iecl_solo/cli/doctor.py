@@ -1,4 +1,4 @@
-"""``iecl-solo doctor``: what is here, what was mended, and the command for what is missing.
+"""``iecl-solo doctor``: what is installed, what was patched, and the command for what is missing.
 
 By itself it reads what is installed, in a moment; ``--full`` imports all of it too.
 """

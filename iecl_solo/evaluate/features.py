@@ -1,4 +1,4 @@
-"""Features of any folder of images by a trained backbone, in batches, going on where it stopped."""
+"""Features of any folder of images by a trained backbone, in batches; it can be resumed."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def embed_images(
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[int, int]:
-    """Write the features of every image below a folder; an interrupted call is gone on with.
+    """Write the features of every image below a folder; an interrupted call is resumed.
 
     Args:
         pretrained: the checkpoint; images are shown as in its evaluation.

@@ -1,4 +1,4 @@
-"""What one can look at of a trained run: nearest neighbours, a map of embeddings, changed views.
+"""Pictures of a trained run: nearest neighbours, a map of embeddings, changed views.
 
 Kept as one ``gallery.npz`` in the run's folder, for a report to draw: small pictures, no features.
 """

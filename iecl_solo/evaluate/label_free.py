@@ -1,4 +1,4 @@
-"""What can be said of a representation without a label, by its published definitions.
+"""Measures of a representation that need no label, by their published definitions.
 
 All are of features (N, d), one row an image; alignment and LiDAR also need several views of each.
 None looks at labels, and none is chosen on anything. Higher is better for RankMe and LiDAR, lower

@@ -1,4 +1,4 @@
-"""A trained network back from its checkpoint: the plain backbone, or the whole method."""
+"""Load a trained network from its checkpoint: the plain backbone, or the whole method."""
 
 from __future__ import annotations
 

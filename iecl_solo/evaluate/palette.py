@@ -1,6 +1,6 @@
 """The colours of every figure: a baseline is grey, what is compared with it takes the others.
 
-They are told apart by a colour-blind eye, and by lightness in grey.
+Each is distinct to a colour-blind eye, and in grey by its lightness.
 """
 
 from __future__ import annotations

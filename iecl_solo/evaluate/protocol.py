@@ -1,4 +1,4 @@
-"""How a pretrained backbone is evaluated: fixed beforehand, the same for a method and its twin."""
+"""How a pretrained backbone is evaluated: fixed beforehand, the same for baseline and variant."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ MEASURES = ("label_free", "retrieval", "corruptions", "dense_miou")
 
 @dataclass
 class LabelFreeProtocol:
-    """RankMe, LiDAR, alpha-ReQ, uniformity, alignment: of runs without labels, and where asked.
+    """RankMe, LiDAR, alpha-ReQ, uniformity, alignment: for runs without labels, and on request.
 
     The first ``rank_images`` images are shown as evaluation shows them; of ``images`` of them
     ``views`` augmented views are drawn by the run's own augmentations.
@@ -74,7 +74,7 @@ class LabelFreeProtocol:
 
 @dataclass
 class RetrievalProtocol:
-    """recall@k by labels; with a ``pattern``, of the same object by another source as well.
+    """recall@k by labels; with a ``pattern`` also of the same object from another source.
 
     ``pattern`` is a regular expression that names an ``object``, and optionally a ``source``, in
     each test image's path below the test folder: ``(?P<source>[^/]+)/(?P<object>[^/]+)[.]png``.

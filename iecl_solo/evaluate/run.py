@@ -471,7 +471,7 @@ def evaluate(run: Run, protocol: EvaluationConfig) -> dict[str, float]:
         metrics |= {f"{k}/{name}" if name else k: v for k, v in found.items()}
     if "dense_miou" in protocol.measures:
         metrics["dense_miou"] = dense(pretrained, host, protocol.dense)
-    torch.manual_seed(cfg.seed)  # the same views for a method and its twin
+    torch.manual_seed(cfg.seed)  # the same views for a baseline and its variant
     model = load_method(pretrained, host)
     metrics["query_entropy"] = query_entropy(model, host, pretrain_loader(cfg, host))
     write_json(path, {"protocol": settings, "metrics": metrics, "versions": versions(host)})

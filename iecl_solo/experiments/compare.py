@@ -1,4 +1,4 @@
-"""A method and its twin: same seed, same batches, one table."""
+"""A baseline and its variant: same seed, same batches, one table."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class Comparison:
     table: pd.DataFrame
 
 
-def twins(cfg: DictConfig) -> tuple[DictConfig, DictConfig]:
-    """The baseline's and the twin's configuration; all but the objectives is shared.
+def pair(cfg: DictConfig) -> tuple[DictConfig, DictConfig]:
+    """The baseline's and the variant's configuration; they share all but the objectives.
 
-    The twin carries what the method's name says, and the first objective if it says nothing.
+    The variant carries what the method's name says, and the first objective if it says nothing.
     """
     require(cfg, ["method"])
     carried, _ = split_method(cfg.method)
@@ -168,7 +168,7 @@ def record(comparison: Comparison, command: str | None) -> Store:
 
 
 def compare(cfg: DictConfig) -> Comparison:
-    """Train, evaluate and tabulate a method and its twin; what is done already is not redone.
+    """Train, evaluate and tabulate a baseline and its variant; what is done is not done again.
 
     Args:
         cfg: a pretraining configuration of either, and optionally ``evaluation:`` and
@@ -185,7 +185,7 @@ def compare(cfg: DictConfig) -> Comparison:
     if not OmegaConf.select(cfg, "data.no_labels", default=False):
         require(cfg, ["data.val_path"])
     choose_objectives(cfg)
-    both = twins(cfg)
+    both = pair(cfg)
     title = str(both[0].get("name") or both[0].method)
     folder = Path(OmegaConf.select(cfg, "compare.dir") or Path("compare") / title)
     host = find_host()
@@ -202,7 +202,7 @@ def compare(cfg: DictConfig) -> Comparison:
     for raw in given:  # each in a process of its own, so that its peak memory is its own
         in_processes(_train_and_evaluate, raw, asdict(protocol))
     carried, _ = split_method(both[1].method)
-    # one baseline, and a report for each twin that it is compared with
+    # one baseline, and a report for each variant that is compared with it
     report = folder if carried == [OBJECTIVES[0].name] else folder / "_".join(carried)
     report.mkdir(parents=True, exist_ok=True)
     return Comparison(title, report, runs, table(runs))

@@ -43,7 +43,7 @@ class BenchmarkConfig:
             ``against``, the arm that it is compared with (the first one if not given, null for
             none), and ``saib_from``: {arm, data, prob}, whose learned SAIB is an augmentation here.
         axes: dotted key: its values. Arms are compared within each combination.
-        seeds: a baseline and its twin share one seed's weights, batches and views.
+        seeds: a baseline and its variants share one seed's weights, batches and views.
         measures: what the report tabulates; the first one is what the answer is about.
         evaluation: see ``iecl_solo.evaluate.protocol``.
         published: the papers' own figures: data, axes, arm, measure, value, source.

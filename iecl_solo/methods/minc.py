@@ -40,8 +40,8 @@ class MINCConfig:
 
 
 class MINC(Method):
-    """Guo et al. 2025: each crop against the momentum network's embedding of the large ones that it
-    is not, and against Lambda.
+    """Guo et al. 2025: each crop against Lambda, and against the momentum network's embedding of
+    every other large crop.
 
     >>> z = torch.eye(4)
     >>> MINC(MINCConfig(proj_output_dim=4))([z, z], [], [z, z], 0.0).item()  # -2 + 1/4

@@ -1,4 +1,4 @@
-"""What a whole method is: a loss of its own, told in embeddings; the host brings the rest."""
+"""What a whole method is: its own loss of embeddings. The host provides the rest."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is added to a host's loss, told in terms of views and embeddings."""
+"""What is added to a host's loss, in terms of views and embeddings."""

@@ -132,7 +132,7 @@ class SAIBConfig:
 
 @dataclass
 class KLConfig:
-    """Between which laws KL(p_phi || q) is, both as Gaussians.
+    """The two distributions of KL(p_phi || q), each modelled as a Gaussian.
 
     Attributes:
         space: "input", as in the paper: p_phi is the law of the views that SAIB made (of their
@@ -572,7 +572,7 @@ class IECL(Objective):
 
     @torch.no_grad()
     def before_optimizer_step(self) -> None:
-        """Clip the gradient of each of SAIB's tensors at 1 % of the tensor's norm, or of norm 1.
+        """Clip the gradient of each of SAIB's tensors at 2 % of the tensor's norm, or of norm 1.
 
         SAIB learns by the host's optimiser and rate, which are made for the encoder. The gradient
         of a log-determinant goes with the inverse of the smallest variances: at the rates of SGD

@@ -1,4 +1,4 @@
-"""What an objective is: something added to a host's loss, told in views and embeddings."""
+"""What an objective is: terms added to a host's loss, computed from views and embeddings."""
 
 from __future__ import annotations
 

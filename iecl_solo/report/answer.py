@@ -1,4 +1,4 @@
-"""A report's first sentence: what the seeds show, and no more."""
+"""A report's first sentence: what the seeds show, and nothing beyond it."""
 
 from __future__ import annotations
 

@@ -176,11 +176,11 @@ def looks(arms: Sequence[str], against: Mapping[str, str | None]) -> dict[str, L
     bases = {other for other in against.values() if other is not None}
     found = {}
     for i, arm in enumerate(rest):
-        twin = next((a for a in compared if against.get(a) == arm), None)
+        variant = next((a for a in compared if against.get(a) == arm), None)
         if len(bases) <= 1 and arm in bases:
             found[arm] = Look(COLOURS["series-0"], "--", "s")
-        elif twin is not None:
-            found[arm] = Look(own[twin].colour, "--", own[twin].marker)
+        elif variant is not None:
+            found[arm] = Look(own[variant].colour, "--", own[variant].marker)
         else:
             j = len(compared) + i
             found[arm] = Look(SERIES[j % len(SERIES)], "-", MARKERS[j % len(MARKERS)])
@@ -428,7 +428,7 @@ def mosaic(
     axes.spines[:].set_visible(False)
 
 
-#: More labels than this are not told apart by colour and mark.
+#: More labels than this cannot be distinguished by colour and mark.
 LABELS = len(OTHERS) * len(MARKERS)
 
 

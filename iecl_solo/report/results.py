@@ -108,7 +108,7 @@ class Results:
             return None
         given = Path(str((config.get("checkpoint") or {}).get("dir") or "."))
         below = Path(str(config.get("method"))) / str(config["name"])
-        # a report of one twin of several stands a folder below the runs
+        # the report of one variant of several is one folder below the runs
         for runs in (self.root / "runs", self.root.parent / "runs", given):
             if (runs / below).is_dir():
                 return runs / below
@@ -309,7 +309,7 @@ def groups(results: Results, axis: str) -> dict[tuple[str, ...], list[tuple[floa
 def slopes(
     results: Results, measure: str, sizes: Mapping[int, float]
 ) -> dict[tuple[str, str], Difference]:
-    """How a paired difference changes when the batch size doubles.
+    """Change of a paired difference when the batch size doubles.
 
     Args:
         results: the rows.

@@ -1,4 +1,4 @@
-"""What a handful of seeds can say: means with intervals, paired differences, and what they cannot.
+"""Statistics over few seeds: means with intervals, paired differences, what they can detect.
 
 The seeds are the sample: every number here is over them and nothing else. A run and its baseline
 share the seed (initial weights, order of the data, augmentations), so they are compared in pairs,
@@ -141,7 +141,7 @@ def holm(p_values: ArrayLike) -> np.ndarray:
 
 
 def detectable_difference(n: int, sd: float) -> float:
-    """The smallest mean difference that ``n`` pairs would show, 4 times in 5.
+    """The minimum detectable difference of ``n`` pairs at 80 % power.
 
     Args:
         n: pairs.

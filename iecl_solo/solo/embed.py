@@ -1,4 +1,4 @@
-"""H(Z') of a trained method on given images, the same way for a method and its twin."""
+"""H(Z') of a trained method on given images, the same way for a baseline and its variant."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def embed(model: LightningModule, host: Host, x: Tensor, role: Role = "raw") -> 
     """L2-normalised embeddings (B, d) of views (B, 3, H, W), as the method's loss would see them.
 
     Args:
-        model: a method of the host, or its twin.
+        model: a method of the host, or a variant of it.
         host: the solo-learn in use.
         x: the views.
         role: the query goes through the online network, the anchor through the momentum network
@@ -40,7 +40,7 @@ def embed(model: LightningModule, host: Host, x: Tensor, role: Role = "raw") -> 
             view = (views.query if role == "query" else views.anchor)[0]
             x = objective.transform(x, view, side)
     path = find_embedder(model, side)
-    assert path is not None  # every method with a twin has one
+    assert path is not None  # every method that has a variant has one
     features = getattr(model, host.momentum if side == "momentum" else host.online)(x)
     return F.normalize(model.get_submodule(path)(features).float(), dim=-1)
 
@@ -51,8 +51,8 @@ def query_entropy(
     """Coding rate H(Z') in nats of the query's embeddings, mean over batches, in eval mode.
 
     Args:
-        model: a method of the host, or its twin; the host alone has no transform, so its query
-            is the raw view.
+        model: a method of the host, or a variant of it. The host alone has no transform, so its
+            query is the raw view.
         host: the solo-learn in use.
         loader: batches of the host's pretraining loader, ``[index, views, label]``.
         max_batches: how many batches to average over.

@@ -1,4 +1,4 @@
-"""Signals that end a run: it saves first, and the same command goes on."""
+"""Signals that end a run: it saves first, and the same command resumes it."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_compare_leaves_a_table_and_pictures(compared: Path):
 
 
 def test_both_saw_the_same_batches_from_the_same_weights(compared: Path):
-    """Before any step is taken, host and twin have the same loss on the same first batch."""
+    """Before any step is taken, baseline and variant have the same loss on the same first batch."""
     logs = [
         pd.read_csv(next((compared / "runs" / m / m / "logs").glob("*/metrics.csv")))
         for m in ("simclr", "iecl_simclr")

@@ -135,7 +135,7 @@ print("saib calls", calls[0])
         (checkpoint,) = work.rglob("*.ckpt")
         return checkpoint
 
-    def test_main_pretrain_runs_the_twin(pretrained: Path):
+    def test_main_pretrain_runs_the_variant(pretrained: Path):
         args = json.loads((pretrained.parent / "args.json").read_text())
         assert args["method"] == "iecl_simclr"
         # the whole block is saved, defaults included

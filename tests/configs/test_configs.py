@@ -63,7 +63,7 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return {str(k): v for k, v in container.items()}
 
 
-def test_every_data_set_has_every_method_and_its_twin() -> None:
+def test_every_data_set_has_every_method_and_its_variant() -> None:
     methods = [*METHODS, *(f"{name}_{m}" for name in CONFIGS for m in METHODS)]
     assert set(PRETRAIN) == {f"{d}/{m}" for d in DATASETS for m in methods}
     assert set(LINEAR) == {*DATASETS, "default"}
@@ -128,16 +128,16 @@ def test_pretrain_composes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in PRETRAIN if split_method(n.rpartition("/")[2])[0]])
-def test_a_twin_is_its_host_and_the_objective(name: str) -> None:
+def test_a_variant_is_its_host_and_the_objective(name: str) -> None:
     folder, _, method = name.partition("/")
     (objective,), bare = split_method(method)
-    twin = plain(composed(f"pretrain/{name}", *given(name)))
+    variant = plain(composed(f"pretrain/{name}", *given(name)))
     host = plain(composed(f"pretrain/{folder}/{bare}", *given(name)))
-    assert twin.pop("method") == f"{objective}_{host.pop('method')}"
-    assert twin.pop("name") == f"{objective}_{host.pop('name')}"
+    assert variant.pop("method") == f"{objective}_{host.pop('method')}"
+    assert variant.pop("name") == f"{objective}_{host.pop('name')}"
     config = CONFIGS[objective]
-    assert parse_block(objective, config, twin.pop(objective)) == config()
-    assert twin == host
+    assert parse_block(objective, config, variant.pop(objective)) == config()
+    assert variant == host
 
 
 @pytest.mark.parametrize("name", PRETRAIN)
@@ -152,7 +152,7 @@ def test_pretrain_builds(name: str, images: Path) -> None:
         return
     check_method(cfg.method)
     lr, weight_decay = cfg.optimizer.lr, cfg.optimizer.weight_decay
-    # a host is part of its twin, so on its own its layers' shapes are enough
+    # a host is part of its variant, so on its own its layers' shapes are enough
     with torch.device("cpu" if carried else "meta"):
         model = build_model(prepare_pretrain(cfg, HOST), HOST)
     accumulated = cfg.get("accumulate_grad_batches", 1)

@@ -306,10 +306,10 @@ def test_a_seed_shares_weights_batches_and_views(images: Path):
             seed_all(cfg.seed, 0)
             index, views, _ = next(iter(pretrain_loader(cfg, HOST)))
             both.append((dict(model.named_parameters()), index, views))
-        (plain, index, views), (twin, twin_index, twin_views) = both
-        assert all(torch.equal(p, twin[name]) for name, p in plain.items())
-        assert torch.equal(index, twin_index)
-        assert all(torch.equal(a, b) for a, b in zip(views, twin_views, strict=True))
+        (plain, index, views), (variant, variant_index, variant_views) = both
+        assert all(torch.equal(p, variant[name]) for name, p in plain.items())
+        assert torch.equal(index, variant_index)
+        assert all(torch.equal(a, b) for a, b in zip(views, variant_views, strict=True))
 
 
 # --- the grid
@@ -643,7 +643,7 @@ def test_interleaved_times_what_it_is_given():
     assert "".join(calls).startswith("baab")  # in turn, the order turned round
 
 
-def test_cost_of_a_twin_without_terms_is_its_hosts(images: Path):
+def test_cost_of_a_variant_without_terms_is_its_hosts(images: Path):
     off = {"beta": 0, "lambda": 0, "eta": 0, "gamma": 0, "placement": "none"}
     arms = {
         "simclr": {"method": "simclr"},
@@ -655,11 +655,11 @@ def test_cost_of_a_twin_without_terms_is_its_hosts(images: Path):
     nothing = measure_cost(configs["off"], configs["simclr"], HOST, rounds=2, device="cpu")
     assert nothing["parameters_ratio"] == 1
     assert nothing["memory_ratio"] == pytest.approx(1, abs=0.02)
-    twin = measure_cost(configs["iecl_simclr"], configs["simclr"], HOST, rounds=2, device="cpu")
-    assert twin["parameters_ratio"] > 1
-    assert twin["flops_ratio"] > 1
-    assert twin["memory_ratio"] > 1
-    assert twin["time_ratio_low"] <= twin["time_ratio"] <= twin["time_ratio_high"]
+    variant = measure_cost(configs["iecl_simclr"], configs["simclr"], HOST, rounds=2, device="cpu")
+    assert variant["parameters_ratio"] > 1
+    assert variant["flops_ratio"] > 1
+    assert variant["memory_ratio"] > 1
+    assert variant["time_ratio_low"] <= variant["time_ratio"] <= variant["time_ratio_high"]
 
 
 def test_the_regularizer_needs_no_second_set_of_gradients(images: Path):

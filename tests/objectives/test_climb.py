@@ -47,7 +47,7 @@ from iecl_solo.solo.data import pretrain_loader
 from iecl_solo.solo.registry import added_methods, check_method, choose_objectives, split_method
 from iecl_solo.train.fit import pretrain
 
-TWINS = sorted(m for m in added_methods() if split_method(m)[0] == ["climb"])
+VARIANTS = sorted(m for m in added_methods() if split_method(m)[0] == ["climb"])
 NAMED = [m for m in ("simclr", "mocov2plus", "byol", "simsiam", "dino") if m in HOST.methods]
 OFF = {"beta": 0.0}
 IECL_OFF = {"beta": 0.0, "lambda": 0.0, "eta": 0.0, "gamma": 0.0, "placement": "none"}
@@ -596,7 +596,7 @@ def test_two_processes_fit_one_prototype_marginal(tmp_path: Path):
 # on the host's methods
 
 
-@pytest.mark.parametrize("method", TWINS)
+@pytest.mark.parametrize("method", VARIANTS)
 def test_trains_two_steps_and_r_moves(method: str, images: Path):
     model = build(method, images)
     before = {k: v.clone() for k, v in model.climb.state_dict().items()}
@@ -620,29 +620,29 @@ def test_trains_two_steps_and_r_moves(method: str, images: Path):
     assert isinstance(model.climb.marginal, PrototypeMarginal if prototypes else VMFMixture)
 
 
-def test_every_method_has_a_twin_and_a_combination():
-    bare = {split_method(t)[1] for t in TWINS}
+def test_every_method_has_a_variant_and_a_combination():
+    bare = {split_method(t)[1] for t in VARIANTS}
     assert set(NAMED) <= bare
     assert {f"iecl_climb_{m}" for m in bare} <= set(HOST.methods)
     assert set(METHOD_KWARGS) & set(HOST.methods) <= bare
 
 
 @pytest.mark.parametrize("method", NAMED)
-def test_twin_without_beta_is_its_host(method: str, images: Path):
+def test_variant_without_beta_is_its_host(method: str, images: Path):
     host = train_on(build(method, images), batches(4))
-    twin = train_on(build(f"climb_{method}", images, climb=OFF), batches(4))
-    assert list(host.state_dict()) == list(twin.state_dict())
-    assert same_tensors(host.state_dict(), twin.state_dict()) == []
+    variant = train_on(build(f"climb_{method}", images, climb=OFF), batches(4))
+    assert list(host.state_dict()) == list(variant.state_dict())
+    assert same_tensors(host.state_dict(), variant.state_dict()) == []
     both = build(f"iecl_climb_{method}", images, iecl=IECL_OFF, climb=OFF)
     assert same_tensors(host.state_dict(), train_on(both, batches(4)).state_dict()) == []
 
 
 @pytest.mark.parametrize("method", NAMED)
-def test_building_a_twin_draws_no_random_number_of_the_host(method: str, images: Path):
+def test_building_a_variant_draws_no_random_number_of_the_host(method: str, images: Path):
     host, state = build(method, images), torch.get_rng_state()
-    twin, state_of_twin = build(f"climb_{method}", images), torch.get_rng_state()
-    assert torch.equal(state, state_of_twin)
-    assert same_tensors(host.state_dict(), twin.state_dict()) == []
+    variant, state_of_variant = build(f"climb_{method}", images), torch.get_rng_state()
+    assert torch.equal(state, state_of_variant)
+    assert same_tensors(host.state_dict(), variant.state_dict()) == []
 
 
 def test_dino_hands_over_its_prototypes(images: Path):
@@ -791,7 +791,7 @@ def test_refused_by_name_with_the_reason(method: str):
         check_method(method)
 
 
-def test_compare_takes_the_climb_twin(images: Path, tmp_path: Path, capfd, monkeypatch):
+def test_compare_takes_the_climb_variant(images: Path, tmp_path: Path, capfd, monkeypatch):
     # in this process: what a process of its own is for, peak memory, is not looked at here
     monkeypatch.setattr(compare, "in_own_process", lambda target, *args: target(*args))
     arguments = [

@@ -55,7 +55,7 @@ def test_paired_difference_by_hand():
 
 
 def test_pairing_matters():
-    # unpaired, the same two samples are not told apart: the spread between patients hides it
+    # unpaired, the two samples are not significantly different: the spread of patients hides it
     unpaired = stats.ttest_ind(LAEVO, DEXTRO).pvalue
     assert unpaired > ALPHA > paired_difference(LAEVO, DEXTRO).p
 

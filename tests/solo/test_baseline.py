@@ -96,16 +96,16 @@ def test_host_with_the_add_on_is_the_host_alone(method: str, alone: dict, images
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_twin_without_weight_is_the_host_alone(method: str, alone: dict, images: Path):
-    twin = train_on(build(f"iecl_{method}", images, iecl=OFF, **NET), batches(5)).state_dict()
-    assert list(twin) == list(alone[method])
-    assert same_tensors(alone[method], twin) == []
+def test_variant_without_weight_is_the_host_alone(method: str, alone: dict, images: Path):
+    variant = train_on(build(f"iecl_{method}", images, iecl=OFF, **NET), batches(5)).state_dict()
+    assert list(variant) == list(alone[method])
+    assert same_tensors(alone[method], variant) == []
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_building_a_twin_draws_no_random_number_of_the_host(method: str, images: Path):
+def test_building_a_variant_draws_no_random_number_of_the_host(method: str, images: Path):
     host, state = build(method, images), torch.get_rng_state()
-    twin, state_of_twin = build(f"iecl_{method}", images), torch.get_rng_state()
-    assert torch.equal(state, state_of_twin)
-    shared = {k: v for k, v in twin.state_dict().items() if not k.startswith("iecl.")}
+    variant, state_of_variant = build(f"iecl_{method}", images), torch.get_rng_state()
+    assert torch.equal(state, state_of_variant)
+    shared = {k: v for k, v in variant.state_dict().items() if not k.startswith("iecl.")}
     assert same_tensors(host.state_dict(), shared) == []

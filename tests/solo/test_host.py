@@ -168,13 +168,13 @@ def test_every_method_takes_a_timm_name(method: str, images: Path):
         assert type(getattr(model, HOST.momentum)).__name__ == "EfficientNet"
 
 
-def test_twin_has_its_hosts_network():
-    """Main builds another ViT for mocov3: the twin must have it too."""
+def test_variant_has_its_hosts_network():
+    """Main builds another ViT for mocov3: the variant must have it too."""
     for method in ("mocov3", "simclr"):
         kwargs = {"img_size": 32, "patch_size": 8}
         plain = build_backbone(HOST, "vit_tiny", method=method, cifar=False, **kwargs)
-        twin = build_backbone(HOST, "vit_tiny", method=f"iecl_{method}", cifar=False, **kwargs)
-        assert type(plain) is type(twin)
+        variant = build_backbone(HOST, "vit_tiny", method=f"iecl_{method}", cifar=False, **kwargs)
+        assert type(plain) is type(variant)
 
 
 def test_blocks_come_back_as_they_were_written():

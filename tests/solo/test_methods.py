@@ -88,7 +88,7 @@ def test_small_crops_meet_large_ones_and_not_each_other(method: nn.Module):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_registered_and_so_is_its_twin(name: str):
+def test_registered_and_so_is_its_variant(name: str):
     for method in (name, f"iecl_{name}"):
         check_method(method)
         assert method in HOST.methods and method in added_methods()

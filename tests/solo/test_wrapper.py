@@ -30,20 +30,20 @@ from iecl_solo.solo.host import find_host
 from iecl_solo.solo.registry import added_methods, check_method, split_method
 from iecl_solo.solo.wrapper import REFUSED, with_objective
 
-TWINS = sorted(m for m in added_methods() if split_method(m)[0] == ["iecl"])
+VARIANTS = sorted(m for m in added_methods() if split_method(m)[0] == ["iecl"])
 NAMED = [m for m in ("simclr", "mocov2plus", "byol", "simsiam", "mocov3") if m in HOST.methods]
 NO_MOMENTUM = "simclr"
 #: A SAIB that begins as x -> 2x: what has been through it can be told at once.
 DOUBLING = {"saib": {"outer_skip": True, "match_statistics": False}}
 
 
-def test_every_method_of_the_host_has_a_twin_or_a_reason():
+def test_every_method_of_the_host_has_a_variant_or_a_reason():
     hosts = {n for n in HOST.methods if f"iecl_{n}" not in HOST.methods and n[:5] != "iecl_"}
     assert {HOST.methods[n].__name__ for n in hosts} <= set(REFUSED)
-    assert {t.removeprefix("iecl_") for t in TWINS} <= set(METHOD_KWARGS)
+    assert {t.removeprefix("iecl_") for t in VARIANTS} <= set(METHOD_KWARGS)
 
 
-@pytest.mark.parametrize("method", TWINS)
+@pytest.mark.parametrize("method", VARIANTS)
 def test_trains_two_steps_and_saib_moves(method: str, images: Path):
     model = build(method, images)
     before = {k: v.clone() for k, v in model.iecl.saib.state_dict().items()}
@@ -64,7 +64,7 @@ def test_trains_two_steps_and_saib_moves(method: str, images: Path):
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("method", TWINS)
+@pytest.mark.parametrize("method", VARIANTS)
 def test_views_go_where_the_paper_sends_them(method: str, images: Path):
     """The query is transformed; the anchor, the momentum side above all, sees its raw view."""
     model = build(method, images)

@@ -120,7 +120,7 @@ class Checkpoints(Checkpoint):
             progress.current.ready += 1
             progress.total.ready += 1
 
-    # --- and the means of an epoch that was gone on with ------------------------------------------
+    # --- and the means of an epoch that was resumed -----------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         return {"sums": {key: list(sums) for key, sums in self._sums.items()}}

@@ -74,7 +74,7 @@ def measure(
     """All that can be said of a method's entropies on given views, in eval mode.
 
     Args:
-        model: a method of the host, or its twin.
+        model: a method of the host, or a variant of it.
         host: the solo-learn in use.
         views: two or more batches (B, 3, H, W) of large crops of the same images.
         config: how many images and probes.
