@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,19 +31,45 @@ from markdown_it.token import Token
 from omegaconf import OmegaConf
 from support import HOST, raw_config
 from support_report import BATCH, make_store
+from torch.distributed.run import get_args_parser
 
-from iecl_solo.cli.main import COMMANDS, HYDRA_COMMANDS, main
+from iecl_solo.cli.main import COMMANDS, main
 from iecl_solo.digits import write_digits
+from iecl_solo.experiments.grid import BenchmarkConfig
 from iecl_solo.train.complete import complete
 from iecl_solo.train.compose import own_hydra
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PROGRAMS = ("iecl-solo", "python", "make", "pip", "pre-commit", "sqlite3", "git", "cd")
+PROGRAMS = (
+    "iecl-solo",
+    "python",
+    "make",
+    "pip",
+    "pre-commit",
+    "torchrun",
+    "srun",
+    "sqlite3",
+    "git",
+)
 SHELLS = ("console", "bash", "sh", "shell")
 #: Folders of the checkout, which a path in a page begins with.
-FOLDERS = ("configs", "docs", "examples", "hydra_plugins", "iecl_solo", "patches", "studies", "tests")
+FOLDERS = (
+    "configs",
+    "docs",
+    "examples",
+    "hydra_plugins",
+    "iecl_solo",
+    "patches",
+    "studies",
+    "tests",
+)
 SUFFIXES = (".py", ".yaml", ".md", ".cfg", ".cff", ".toml")
+#: Keys of one name that a configuration or a benchmark has.
+TOP_LEVEL = (
+    *("devices", "max_epochs", "method", "name", "num_nodes", "precision", "seed", "strategy"),
+    *(field.name for field in fields(BenchmarkConfig)),
+)
 #: solo-learn's, in its checkout.
 HOST_SCRIPTS = ("main_pretrain.py", "main_linear.py", "main_knn.py", "main_umap.py")
 
@@ -52,8 +78,10 @@ RUN = "demo/runs/iecl_simclr/iecl_simclr"
 PLACEHOLDERS = {
     "--images DIR": "--images datasets/digits/test",
     "CHECKOUT": "checkout",
+    "KEY=A,B,C": "seed=1,2",
     "DATA": "datasets",
     "DIR": "own",
+    "FILE": "benchmark/small_batch-smoke/rows.csv",
     "FOLDER": "datasets/digits/train",
     "NAME": "mine",
     "PATH": "checkout",
@@ -77,15 +105,19 @@ PLANNED_ONLY = {
     "iecl-solo pretrain --config-name imagenet": "ImageNet: a GPU's days",
     "iecl-solo benchmark --config-name ablation": "a CPU's day on CIFAR-10",
     "iecl-solo benchmark --config-name climb_dino": "a CPU's day on CIFAR-10, an hour on digits",
-    "iecl-solo benchmark --config-name cost": "its figures want a machine that does nothing else",
+    "iecl-solo benchmark --config-name cost": "its figures want a quiet machine",
     "iecl-solo benchmark --config-name methods": "a quarter of an hour; small_batch is run",
     "iecl-solo benchmark --config-name minc": "an hour; small_batch is run",
+    "iecl-solo benchmark --config-name throughput": "its figures want a quiet machine",
+    "iecl-solo benchmark --config-path . --config-name grid": "a SLURM cluster",
+    "iecl-solo pretrain --multirun": "names an option; tests/cli/test_commands.py runs it",
     "make": "sets up an environment from the network; what its recipe runs is planned too",
-    "pip": "installs from the network",
     "pre-commit": "writes into the checkout's .git",
     "python -m iecl_solo": "tests/cli/test_scripts.py runs solo-learn's scripts so",
     "python -m pip": "installs from the network",
     "python main_pretrain.py": "solo-learn's own script on CIFAR-10: a GPU's days",
+    "srun": "a SLURM cluster",
+    "torchrun": "several GPUs; tests/cli/test_devices.py runs it on two processes",
     "python studies/": "the study behind a table: minutes to hours, most on CIFAR-10",
 }
 #: Commands of which the page says that they fail.
@@ -123,7 +155,7 @@ def begins(text: str) -> bool:
     words = text.removeprefix("$ ").split()
     while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
         words = words[1:]
-    return bool(words) and words[0] in PROGRAMS
+    return len(words) > 1 and words[0] in PROGRAMS
 
 
 class Page:
@@ -162,7 +194,8 @@ class Page:
         """What a shell is given: blocks of commands, and inline code that begins with a program."""
         for token in self.tokens:
             # what is indented may be a formula or a drawing; a shell's fence is commands alone
-            block = token.type == "code_block" and begins(token.content.strip())
+            content = token.content.strip()
+            block = token.type == "code_block" and (begins(content) or content.startswith("#!"))
             if block or (token.type == "fence" and token.info.strip() in SHELLS):
                 for line in re.sub(r"\\\n\s*", "", token.content).splitlines():
                     if line.strip() and not line.strip().startswith("#"):
@@ -173,7 +206,10 @@ class Page:
         """Inline code that is KEY=VALUE, one or several, as a command takes them."""
         one = r"'?[+~]{0,2}[a-z][\w./]*=\S+"
         for code in self.codes():
-            if re.fullmatch(rf"{one}( {one})*", code.text) and "..." not in code.text:
+            if not re.fullmatch(rf"{one}( {one})*", code.text) or "..." in code.text:
+                continue
+            # Python's keyword arguments look the same
+            if re.match(rf"[^=]*[./]|({'|'.join(TOP_LEVEL)})=", code.text):
                 yield code
 
     def _snippet(self, token: Token, text: str, shift: int = 0) -> Snippet:
@@ -245,14 +281,22 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = [
         *("--config-name", "digits/iecl_simclr", "name=iecl_simclr", "max_epochs=1"),
         *(f"data.train_path={few}/train", f"data.val_path={few}/test", "optimizer.batch_size=64"),
-        *("backbone.name=timm/test_resnet", "~backbone.kwargs", f"checkpoint.dir={folder}/demo/runs"),
+        *(
+            "backbone.name=timm/test_resnet",
+            "~backbone.kwargs",
+            f"checkpoint.dir={folder}/demo/runs",
+        ),
         *("monitor.images=16", "monitor.delta_h_images=1", "monitor.steps=4"),
     ]
     assert main(["pretrain", *arguments]) == 0
     shutil.copy(next((folder / RUN).glob("*.ckpt")), folder / "a=b.ckpt")
     shutil.copy(folder / RUN / "args.json", folder)
-    store = make_store(folder / "benchmark/small_batch-smoke", axes={BATCH: [32, 64]})
+    made = {"name": "small_batch", "preset": "smoke", "kind": "training"}
+    store = make_store(folder / "benchmark/small_batch-smoke", axes={BATCH: [32, 64]}, **made)
+    store.export()
     store.path.rename(store.path.with_name("rows"))
+    store.csv.rename(store.csv.with_name("rows.csv"))
+    (folder / "grid.yaml").write_text("defaults: [/benchmark/small_batch, _self_]\npreset: smoke\n")
     (folder / "checkout/solo").mkdir(parents=True)
     for name in ("setup.py", "solo/__init__.py"):
         (folder / "checkout" / name).touch()
@@ -317,14 +361,25 @@ class Plan:
             return
         if len(words) == 1 and words[0] in COMMANDS:  # the command alone is named
             return
+        if "--multirun" in words and "--config-name" not in words:
+            words = [words[0], "--config-name", "digits/iecl_simclr", *words[1:]]
+        code: object
         try:
             code = main(words)
         except Planned:
             code = "planned"
-        asked = "--help" in words or "--cfg" in words or not words
-        works = words[0] in HYDRA_COMMANDS and words[0] != "knn" if words else False
-        works = (works or "install-host" in words) and not asked
-        assert code == ("planned" if works else 0)
+        except SystemExit as left:  # argparse, after its help
+            code = left.code
+        trains = words[0] in ("pretrain", "compare", "benchmark", "linear", "install-host")
+        assert code == ("planned" if trains and "--help" not in words else 0)
+
+    def srun(self, words: list[str]) -> None:
+        self(words)
+
+    def torchrun(self, words: list[str]) -> None:
+        typed = get_args_parser().parse_args(words)
+        assert typed.module and typed.training_script == "iecl_solo"
+        self(["iecl-solo", *typed.training_script_args])
 
     def python(self, words: list[str]) -> None:
         if words[:2] == ["-m", "pip"]:
@@ -492,7 +547,9 @@ def runs() -> list[Snippet]:
     demo = [Snippet("Makefile", 1, line) for line in re.findall(r"bin/(iecl-solo .*)", printed)]
     demo = [command for command in demo if "install-host" not in command.text]
     typed = [param.values[0] for param in COMMANDS_TYPED]
-    typed = [c for c in typed if not c.text.startswith(tuple(PLANNED_ONLY)) and "=PATH" not in c.text]
+    typed = [
+        c for c in typed if not c.text.startswith(tuple(PLANNED_ONLY)) and "=PATH" not in c.text
+    ]
     return [*demo, *typed]
 
 
