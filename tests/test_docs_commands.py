@@ -33,7 +33,7 @@ from support import HOST, raw_config
 from support_report import BATCH, make_store
 from torch.distributed.run import get_args_parser
 
-from iecl_solo.cli.main import COMMANDS, main
+from iecl_solo.cli.main import COMMANDS, HYDRA_COMMANDS, main
 from iecl_solo.digits import write_digits
 from iecl_solo.experiments.grid import BenchmarkConfig
 from iecl_solo.train.complete import complete
@@ -83,6 +83,7 @@ PLACEHOLDERS = {
     "DIR": "own",
     "FILE": "benchmark/small_batch-smoke/rows.csv",
     "FOLDER": "datasets/digits/train",
+    "N": "10",
     "NAME": "mine",
     "PATH": "checkout",
     "PHOTOS": "datasets/digits/train",
@@ -106,6 +107,7 @@ PLANNED_ONLY = {
     "iecl-solo benchmark --config-name ablation": "a CPU's day on CIFAR-10",
     "iecl-solo benchmark --config-name climb_dino": "a CPU's day on CIFAR-10, an hour on digits",
     "iecl-solo benchmark --config-name cost": "its figures want a quiet machine",
+    "iecl-solo benchmark --config-name input_entropy": "a CPU's day on CIFAR-10",
     "iecl-solo benchmark --config-name methods": "a quarter of an hour; small_batch is run",
     "iecl-solo benchmark --config-name minc": "an hour; small_batch is run",
     "iecl-solo benchmark --config-name throughput": "its figures want a quiet machine",
@@ -276,6 +278,9 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "datasets" / name).mkdir()
         (folder / "datasets" / name / "train").symlink_to(digits / "train")
         (folder / "datasets" / name / "val").symlink_to(digits / "test")
+    (folder / "datasets/cifar10-10k").mkdir()
+    for name in ("train", "held_out"):
+        (folder / "datasets/cifar10-10k" / name).symlink_to(digits / "train")
     few = write_digits(folder / "few", classes=[0, 1])
     write_own(folder / "own", few / "train")
     arguments = [
@@ -443,12 +448,8 @@ class Plan:
         makefile = (ROOT / "Makefile").read_text()
         for name in (word.partition("=")[0] for word in words if "=" in word):
             assert f"$({name})" in makefile, f"{name}: the Makefile reads no such variable"
-        done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout
-        for line in done.stdout.splitlines():
-            if found := re.search(r"\bbin/(iecl-solo .*|python studies/.*)", line):
-                self(shlex.split(found[1]))
+        for line in printed_by_make(*words):
+            self(shlex.split(line))
 
     @staticmethod
     def pre_commit(words: list[str]) -> None:
@@ -539,24 +540,40 @@ def test_python_runs(fence: Snippet, reader: Path, monkeypatch: pytest.MonkeyPat
 # to the end
 
 
-def runs() -> list[Snippet]:
-    """The commands to run, those of ``make demo`` first."""
-    printed = subprocess.run(
-        ["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    demo = [Snippet("Makefile", 1, line) for line in re.findall(r"bin/(iecl-solo .*)", printed)]
-    demo = [command for command in demo if "install-host" not in command.text]
-    typed = [param.values[0] for param in COMMANDS_TYPED]
-    typed = [
-        c for c in typed if not c.text.startswith(tuple(PLANNED_ONLY)) and "=PATH" not in c.text
-    ]
-    return [*demo, *typed]
+def printed_by_make(*words: str) -> list[str]:
+    """What a target would run of this project, as typed in a shell."""
+    done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout, done.stderr
+    return re.findall(r"\bbin/(iecl-solo .*|python studies/.*)", done.stdout)
+
+
+def planned_only(line: str) -> bool:
+    """Whether the list of exceptions has it, or a page names the command alone."""
+    alone = line.removeprefix("iecl-solo ") in HYDRA_COMMANDS
+    return alone or line.startswith(tuple(PLANNED_ONLY))
+
+
+def typed_lines() -> list[str]:
+    return [shlex.join(words_of(param.values[0].text)) for param in COMMANDS_TYPED]
+
+
+def runs() -> list[str]:
+    """The commands to run, those of ``make demo`` first, each once."""
+    demo = [line for line in printed_by_make("demo") if "install-host" not in line]
+    typed = [line for line in typed_lines() if not planned_only(line)]
+    return list(dict.fromkeys([*demo, *typed]))
 
 
 def test_what_is_only_planned_is_typed_somewhere():
     """The list of exceptions holds none that has gone from the pages."""
-    typed = [" ".join(shlex.split(param.values[0].text, comments=True)) for param in COMMANDS_TYPED]
-    assert [start for start in PLANNED_ONLY if not any(t.startswith(start) for t in typed)] == []
+    lines = typed_lines()
+    assert [start for start in PLANNED_ONLY if not any(t.startswith(start) for t in lines)] == []
+
+
+def test_commands_that_are_run_leave_something():
+    own = {"COMMAND", "doctor"}
+    assert {line.split()[0] for line in runs()} == {"iecl-solo"}
+    assert {line.split()[1] for line in runs()} - own == set(PRODUCTS)
 
 
 @pytest.mark.robust
@@ -567,22 +584,23 @@ def test_commands_run(tmp_path: Path, images: Path):
     assert script.is_file()
     write_own(tmp_path / "own", images)
     failed = []
-    for command in runs():
-        words = words_of(command.text)
-        for line in [[c, *words[2:]] for c in COMMANDS] if "COMMAND" in words else [words[1:]]:
-            began = time.time()
-            done = subprocess.run(
-                [str(script), *line],
-                cwd=tmp_path,
-                env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-                capture_output=True,
-                text=True,
-            )
-            print(f"{time.time() - began:7.1f} s  {done.returncode}  iecl-solo {shlex.join(line)}")
-            product = PRODUCTS.get(line[0]) if len(line) > 1 and "--help" not in line else None
-            made = product is None or any(
-                path.stat().st_mtime >= began - 1 for path in tmp_path.glob(product)
-            )
-            if done.returncode or not done.stdout or not made:
-                failed.append(f"{command}: {shlex.join(line)}: {done.stdout}{done.stderr}")
+    lines = [shlex.split(line)[1:] for line in runs()]
+    helped = next(line[1:] for line in lines if line[0] == "COMMAND")
+    lines = [line for line in lines if line[0] != "COMMAND"]
+    for line in [*lines, *([command, *helped] for command in COMMANDS)]:
+        began = time.time()
+        done = subprocess.run(
+            [str(script), *line],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        print(f"{time.time() - began:6.1f} s, exit code {done.returncode}: {shlex.join(line)}")
+        made = line[-1] == "--help" or line[0] not in PRODUCTS
+        made = made or any(
+            path.stat().st_mtime >= began - 1 for path in tmp_path.glob(PRODUCTS[line[0]])
+        )
+        if done.returncode or not done.stdout or not made:
+            failed.append(f"{shlex.join(line)}: {done.stdout}{done.stderr}")
     assert failed == []
