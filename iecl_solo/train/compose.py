@@ -15,7 +15,12 @@ from iecl_solo.configs import names
 from iecl_solo.errors import IECLError
 from iecl_solo.train.packaged import check_packaged
 
-_BLOCKS = ("objectives=", "monitor.", "evaluation.", "compare.", "settings.", "axes.", "arms.")
+# what the commands know and a YAML need not have: blocks, keys of solo-learn's blocks
+_BLOCKS = (
+    *("objectives=", "monitor.", "evaluation.", "compare.", "settings.", "axes.", "arms."),
+    *("backbone.kwargs.", "checkpoint.every_n_steps=", "checkpoint.keep=", "data.no_labels="),
+    *("data.views=", "num_nodes=", "performance.blocked_infonce=", "performance.compile="),
+)
 
 
 @contextmanager
@@ -34,7 +39,7 @@ def own_hydra() -> Iterator[None]:
 def optional(overrides: Sequence[str]) -> list[str]:
     """Overrides of blocks that a YAML need not have, so that KEY=VALUE works without Hydra's "+".
 
-    They are the objectives' own, and those of the commands.
+    They are the objectives' own, those of the commands, and single keys of solo-learn's blocks.
 
     >>> optional(["iecl.beta=1", "seed=3"])
     ['++iecl.beta=1', 'seed=3']
