@@ -224,8 +224,10 @@ ALL = [Page(path) for path in PAGES]
 
 def listed(snippets: Iterator[Snippet]) -> Any:
     """Snippets as a test's parameters, each text once."""
-    once = {snippet.text: snippet for snippet in reversed(list(snippets))}
-    return [pytest.param(s, id=str(s)) for s in reversed(once.values())]
+    once: dict[str, Snippet] = {}
+    for snippet in snippets:
+        once.setdefault(snippet.text, snippet)
+    return [pytest.param(snippet, id=str(snippet)) for snippet in once.values()]
 
 
 COMMANDS_TYPED = listed(c for page in ALL for c in page.commands() if c.text not in FAILS)
@@ -421,8 +423,7 @@ class Plan:
         else:
             assert (HOST.path.parent / name).is_file()
 
-    @staticmethod
-    def _compose_in_checkout(words: list[str]) -> None:
+    def _compose_in_checkout(self, words: list[str]) -> None:
         parser = argparse.ArgumentParser()
         parser.add_argument("--config-path")
         parser.add_argument("--config-name")
@@ -430,7 +431,10 @@ class Plan:
         typed = parser.parse_args(words)
         folder = HOST.path.parent / typed.config_path
         with own_hydra(), initialize_config_dir(str(folder), version_base="1.2"):
-            complete(compose(typed.config_name, typed.overrides), HOST)
+            cfg = compose(typed.config_name, typed.overrides)
+        cfg.accelerator = "cpu"  # solo-learn's files want a GPU and a login
+        self.monkeypatch.setenv("WANDB_MODE", "offline")
+        complete(cfg, HOST)
 
     @staticmethod
     def pip(words: list[str]) -> None:
