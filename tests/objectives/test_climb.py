@@ -34,11 +34,11 @@ from support import (
 )
 from torch import Tensor, nn
 
-from iecl_solo.cli import compare
 from iecl_solo.cli.main import main as cli
 from iecl_solo.entropy import coding_rate, effective_rank, log_vmf_normalizer
 from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.load import load_method, read_pretrained
+from iecl_solo.experiments import compare
 from iecl_solo.losses.climb import PrototypeMarginal, VMFMixture, entropy_bound
 from iecl_solo.objectives.climb import CLIMB, MARGINALS, CLIMBConfig
 from iecl_solo.objectives.protocol import Made, Space, Views, total
@@ -793,7 +793,7 @@ def test_refused_by_name_with_the_reason(method: str):
 
 def test_compare_takes_the_climb_variant(images: Path, tmp_path: Path, capfd, monkeypatch):
     # in this process: what a process of its own is for, peak memory, is not looked at here
-    monkeypatch.setattr(compare, "in_own_process", lambda target, *args: target(*args))
+    monkeypatch.setattr(compare, "in_processes", lambda target, *args: target(*args))
     arguments = [
         *("--config-name", "digits/climb_simclr", "accelerator=cpu", "devices=1"),
         *(f"data.train_path={images}", f"data.val_path={images}", "optimizer.batch_size=8"),

@@ -467,7 +467,14 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """``step_through`` in a fresh Python."""
     folder = tmp_path_factory.mktemp("steps")
     script = "import json, test_patches as t; f = t.step_through(); print('\\n' + json.dumps(f))"
-    path = os.pathsep.join([str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join(
+        [
+            str(Path(__file__).parent),
+            str(ROOT / "tests"),
+            str(ROOT),
+            os.environ.get("PYTHONPATH", ""),
+        ]
+    )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script],
         cwd=folder,

@@ -218,6 +218,9 @@ class Third(Host):
     def unpack(self, method, args, kwargs, blocks):
         return Given(args, kwargs, {name: None for name in blocks}, 4)
 
+    def blocked_infonce(self, model):
+        raise NotImplementedError
+
     def options(self, method):
         return {"width"}
 

@@ -228,7 +228,7 @@ def test_run_exports_and_comes_back(name: str, images: Path, tmp_path: Path, cap
     [
         ("proj_output_dims", 8, "did you mean 'proj_output_dim'"),
         ("proj_output_dim", "wide", "method_kwargs.proj_output_dim"),
-        ("mu", -1.0, "mu=-1.0"),
+        ("mu", -1.0, "mu: -1.0 is not allowed"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(
