@@ -489,7 +489,7 @@ def test_commands_are_found():
     texts = [param.values[0].text for param in COMMANDS_TYPED]
     for known in ("make test", "python -m pip install .", "iecl-solo report STORE"):
         assert any(text.startswith(known) for text in texts), known
-    assert any("studies/defaults.py" in t and "--settings" in t and "\\" not in t for t in texts)
+    assert not any("\\" in text for text in texts)  # a command of two lines is one
     assert len(texts) > 40
 
 
