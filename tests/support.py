@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -246,3 +247,9 @@ def in_two_processes(program: str, given: Any, folder: Path) -> list[Any]:
     ]
     assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+
+
+def note_command_line(path: str) -> None:
+    """Append this process's LOCAL_RANK and arguments; here, since a child finds no test module."""
+    with open(path, "a") as file:
+        file.write(json.dumps([os.environ.get("LOCAL_RANK"), sys.argv]) + "\n")

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from support import HOST, image_folder, pipeline, raw_config
+from support import HOST, image_folder, note_command_line, pipeline, raw_config
 
 from iecl_solo.experiments.store import STORE, Store
 from iecl_solo.solo.checkpoint import read_checkpoint
@@ -236,12 +236,7 @@ def test_a_run_that_died_at_once_does_not_refuse_the_next(world: Path, tmp_path:
     assert done.returncode == 0, error
 
 
-def _note(path: str) -> None:
-    with open(path, "a") as file:
-        file.write(json.dumps([os.environ.get("LOCAL_RANK"), sys.argv]) + "\n")
-
-
 def test_a_child_sees_the_command_line_that_was_typed(tmp_path: Path):
-    in_processes(_note, str(tmp_path / "seen"))
+    in_processes(note_command_line, str(tmp_path / "seen"))
     (line,) = (tmp_path / "seen").read_text().splitlines()
     assert json.loads(line) == [None, sys.argv]
