@@ -29,7 +29,7 @@ from iecl_solo.train.complete import complete
 from iecl_solo.train.fit import pretrain
 from iecl_solo.train.logs import is_term, read_metrics, training_curves
 from iecl_solo.train.processes import in_processes, launched
-from iecl_solo.train.run import Run
+from iecl_solo.train.run import Run, check_name
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,7 @@ def compare(cfg: DictConfig) -> Comparison:
     choose_objectives(cfg)
     both = pair(cfg)
     title = str(both[0].get("name") or both[0].method)
+    check_name(title)  # it may be the folder's
     folder = Path(OmegaConf.select(cfg, "compare.dir") or Path("compare") / title)
     host = find_host()
     runs, given = [], []
