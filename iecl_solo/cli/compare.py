@@ -54,7 +54,7 @@ def verdict(frame: pd.DataFrame) -> str:
         word = "ahead of" if change > 0 else "behind" if change < 0 else "level with"
         parts.append(f"{word} the baseline{by} ({column.split()[0]})")
     if not parts:
-        return "No labels to judge by: what needs none describes, it does not decide."
+        return "Without labels there is no accuracy; the measures describe, they do not decide."
     return f"{frame.index[1]} is {' and '.join(parts)}; one seed, so no significance is claimed."
 
 
