@@ -340,7 +340,8 @@ def test_every_logger_by_configuration(images: Path, tmp_path: Path, monkeypatch
 
 
 def _wandb_runs(folder: Path) -> set[str]:
-    return {p.name.rpartition("-")[2] for p in folder.glob("wandb/offline-run-*")}
+    # offline-run-DATE_TIME-ID; two of one second are told apart by a number behind it
+    return {p.name.split("-")[3] for p in folder.glob("wandb/offline-run-*")}
 
 
 def test_loggers_get_the_configuration_and_go_on_with_the_same_run(
