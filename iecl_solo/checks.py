@@ -1,10 +1,12 @@
 """What a value may be, checked in one wording: the key, what was given, what is allowed.
 
-Each takes the key and the value first and raises an IECLError if the value is not allowed.
+Each takes the key and the value first and raises an IECLError if the value is not allowed. Beside
+them ``installed``, for what is optional.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections.abc import Iterable
@@ -126,3 +128,14 @@ def folder_to_write(key: str, given: Any) -> None:
         raise IECLError(f"{key}: {given}: {there} is not a directory")
     if not os.access(there, os.W_OK | os.X_OK):
         raise IECLError(f"{key}: {given}: {there} cannot be written to")
+
+
+def installed(*modules: str) -> bool:
+    """Whether all modules can be imported, without importing them.
+
+    >>> installed("torch"), installed("torch", "no_such_module")
+    (True, False)
+    """
+    specs = [importlib.util.find_spec(module) for module in modules]
+    # a mere folder of that name has no origin: W&B leaves one called wandb where it ran
+    return all(spec is not None and spec.origin is not None for spec in specs)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
-import importlib.util
 import platform
 import re
 import textwrap
@@ -16,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from iecl_solo.checks import installed
 from iecl_solo.errors import HostNotFound, IECLError
 from iecl_solo.version import __version__
 
@@ -60,16 +60,10 @@ class Diagnosis:
         return not self.problems
 
 
-def _missing(*modules: str) -> bool:
-    specs = [importlib.util.find_spec(module) for module in modules]
-    # a mere folder of that name has no origin: W&B leaves one called wandb where it ran
-    return any(spec is None or spec.origin is None for spec in specs)
-
-
 def _look_at_versions(found: Diagnosis) -> None:
     found.facts.append(("iecl-solo", __version__))
     found.facts.append(("python", platform.python_version()))
-    missing = [distribution for distribution, module in REQUIRED.items() if _missing(module)]
+    missing = [distribution for distribution, module in REQUIRED.items() if not installed(module)]
     for distribution in REQUIRED:
         version = "-" if distribution in missing else importlib.metadata.version(distribution)
         found.facts.append((distribution, version))
@@ -154,7 +148,7 @@ def _look_at_host(found: Diagnosis, full: bool) -> None:
 
 def _look_at_extras(found: Diagnosis) -> None:
     for extra, (modules, purpose) in OPTIONAL.items():
-        if _missing(*modules):
+        if not installed(*modules):
             hint = f"{' or '.join(modules)} is missing: no {purpose}"
             found.hints.append((hint, f"pip install 'iecl-solo[{extra}]'"))
 
@@ -168,7 +162,7 @@ def diagnose(full: bool = False) -> Diagnosis:
     """
     found = Diagnosis()
     _look_at_versions(found)
-    if not _missing("torch", "torchvision"):
+    if installed("torch", "torchvision"):
         _look_at_torch(found, full)
     _look_at_host(found, full)
     _look_at_extras(found)

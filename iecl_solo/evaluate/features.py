@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from iecl_solo.checks import installed
 from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.evaluate.load import Pretrained, load_backbone
 from iecl_solo.files import replacing
@@ -70,7 +70,7 @@ def check_file(to: Path) -> None:
     """
     if to.suffix not in FORMATS:
         raise IECLError(f"--to {to}: {unknown_name('format', to.suffix, FORMATS)}")
-    if to.suffix == ".parquet" and find_spec("pyarrow") is None:
+    if to.suffix == ".parquet" and not installed("pyarrow"):
         raise IECLError(f"--to {to}: pyarrow is missing: pip install 'iecl-solo[parquet]'")
     with replacing(to.with_name(f"{to.name}.try")) as part:
         part.touch()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from torch import Tensor
 
+from iecl_solo.checks import installed
 from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.knn import nearest
 
@@ -88,7 +88,7 @@ def embedding_map(features: Tensor) -> tuple[np.ndarray, str]:
         ((5, 2), True)
     """
     x = F.normalize(features.double(), dim=1).numpy()
-    if find_spec("umap") is not None and len(x) > 15:
+    if installed("umap") and len(x) > 15:
         import umap
 
         return umap.UMAP(random_state=0, n_jobs=1).fit_transform(x).astype(np.float32), "UMAP"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from omegaconf import DictConfig, OmegaConf
 
+from iecl_solo.checks import installed
 from iecl_solo.errors import IECLError
 from iecl_solo.solo.settings import FOLDER_DATASETS, check_one_of, device_count
 
@@ -44,13 +44,10 @@ def check_loggers(cfg: DictConfig) -> None:
         IECLError: one line with the command that helps.
     """
     for name in _LOGGERS:
-        if OmegaConf.select(cfg, f"{name}.enabled", default=False):
-            spec = find_spec(name)
-            # a mere folder of that name has no origin: W&B leaves one called wandb where it ran
-            if spec is None or spec.origin is None:
-                raise IECLError(
-                    f"{name}.enabled: {name} is not installed: pip install 'iecl-solo[{name}]'"
-                )
+        if OmegaConf.select(cfg, f"{name}.enabled", default=False) and not installed(name):
+            raise IECLError(
+                f"{name}.enabled: {name} is not installed: pip install 'iecl-solo[{name}]'"
+            )
     offline = os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun")
     if not OmegaConf.select(cfg, "wandb.enabled", default=False) or offline:
         return

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from iecl_solo.checks import installed
 from iecl_solo.cli import doctor, install_host
 from iecl_solo.cli.main import main
 from iecl_solo.errors import IECLError
@@ -154,8 +155,8 @@ def test_what_is_optional_keeps_no_one_from_training(
 def test_a_folder_is_no_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "left_by_a_run").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
-    assert doctor._missing("left_by_a_run")
-    assert not doctor._missing("json")
+    assert not installed("left_by_a_run")
+    assert installed("json")
 
 
 # --- install-host ------------------------------------------------------------------------------
