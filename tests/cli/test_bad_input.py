@@ -223,7 +223,7 @@ def test_no_gpu_and_no_login_are_one_line(world: Path, monkeypatch, capfd):
         assert main([*TRAIN, given]) == 2
         lines = capfd.readouterr().err.strip().splitlines()
         assert len(lines) == 1 and said in lines[0]
-    monkeypatch.setattr("iecl_solo.train.checks.find_spec", lambda name: None)
+    monkeypatch.setattr("iecl_solo.train.checks.installed", lambda *names: False)
     for name in ("wandb", "tensorboard"):
         assert main([*TRAIN, f"{name}.enabled=true"]) == 2
         assert f"pip install 'iecl-solo[{name}]'" in capfd.readouterr().err
