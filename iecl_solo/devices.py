@@ -22,3 +22,28 @@ def fast_bf16(cpu: bool) -> str | None:
     info = Path("/proc/cpuinfo")
     flags = info.read_text().split() if info.is_file() else []
     return next((f"the CPU has {flag}" for flag in _FAST_BF16 if flag in flags), None)
+
+
+def on_cpu(accelerator: str) -> bool:
+    """Whether Lightning's ``accelerator`` means the CPU on this machine.
+
+    >>> on_cpu("cpu"), on_cpu("gpu")
+    (True, False)
+    """
+    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return accelerator == "cpu" or (accelerator == "auto" and not accelerated)
+
+
+def choose_precision(given: str, cpu: bool) -> str:
+    """What ``precision: auto`` is here: bf16-mixed where it is fast, 32-true elsewhere.
+
+    16-mixed on a CPU is bf16-mixed, as Lightning has it. Any other precision stays as it is.
+
+    >>> choose_precision("auto", cpu=True) in ("bf16-mixed", "32-true")
+    True
+    >>> choose_precision("16-mixed", cpu=True), choose_precision("32-true", cpu=True)
+    ('bf16-mixed', '32-true')
+    """
+    if given == "auto":
+        return "bf16-mixed" if fast_bf16(cpu) else "32-true"
+    return "bf16-mixed" if given == "16-mixed" and cpu else given

@@ -1,4 +1,4 @@
-"""How many devices a configuration of GitHub main asks for."""
+"""How many devices, and which precision, a configuration of GitHub main asks for."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from iecl_solo.patches.patch import Patch, Stage
+
+from iecl_solo.devices import choose_precision, on_cpu
 
 _MODULES = ("solo.args.pretrain", "solo.args.linear")
 
@@ -36,13 +38,6 @@ def device_count(devices: Any, accelerator: str) -> int:
     return max(1, torch.cuda.device_count()) if accelerator in ("gpu", "cuda", "auto") else 1
 
 
-def _runs_on_cpus(accelerator: str) -> bool:
-    import torch
-
-    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
-    return accelerator == "cpu" or (accelerator == "auto" and not accelerated)
-
-
 def _modules() -> list[Any]:
     if importlib.util.find_spec("solo.args.pretrain") is None:
         return []
@@ -64,7 +59,9 @@ def _count_any_devices() -> None:
                 cfg = parse_cfg(cfg)
             finally:
                 # Lightning takes no list of CPUs
-                cfg.devices = count if _runs_on_cpus(accelerator) else devices
+                cfg.devices = count if on_cpu(accelerator) else devices
+            if cfg.get("precision") == "auto":  # iecl-solo's; Lightning has no such precision
+                cfg.precision = choose_precision("auto", on_cpu(accelerator))
             return cfg
 
         return parse
@@ -84,7 +81,8 @@ DEVICE_COUNT = Patch(
     versions="GitHub main",
     symptom="devices: 1 fails in len(cfg.devices), and devices: [0] with accelerator: cpu is "
     "refused by Lightning, so no configuration of the host's trains on a CPU",
-    remedy="parse_cfg takes a number as well as a list, and hands a CPU run its number",
+    remedy="parse_cfg takes a number as well as a list, and hands a CPU run its number; it knows "
+    "precision: auto too",
     present=_only_lists_are_counted,
     apply=_count_any_devices,
 )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
-from iecl_solo.devices import fast_bf16
+from iecl_solo import devices
 from iecl_solo.errors import IECLError
 from iecl_solo.solo.config import parse_block
 from iecl_solo.solo.host import Host
@@ -29,9 +28,7 @@ _SHORT = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
 def on_cpu(cfg: DictConfig) -> bool:
     """Whether a configuration trains on the CPU of this machine."""
-    accelerator = cfg.get("accelerator") or "auto"
-    no_gpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    return accelerator == "cpu" or (accelerator == "auto" and no_gpu)
+    return devices.on_cpu(cfg.get("accelerator") or "auto")
 
 
 def precision(cfg: DictConfig) -> str:
@@ -46,13 +43,9 @@ def precision(cfg: DictConfig) -> str:
     given = str(cfg.get("precision") or "32-true")
     given = _SHORT.get(given, given)
     check_one_of("precision", given, PRECISIONS)
-    cpu = on_cpu(cfg)
-    if given == "auto":
-        return "bf16-mixed" if fast_bf16(cpu) else "32-true"
-    if given == "16-mixed" and cpu:
+    if given == "16-mixed" and on_cpu(cfg):
         print("precision: 16-mixed is bf16-mixed on a CPU, which has no float16", flush=True)
-        return "bf16-mixed"
-    return given
+    return devices.choose_precision(given, on_cpu(cfg))
 
 
 def _complete_checkpoint(cfg: DictConfig) -> None:

@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from support import HOST, image_folder
 
+from iecl_solo.devices import choose_precision
 from iecl_solo.evaluate.load import load_method, read_pretrained
 from iecl_solo.saib import save_saib
 from iecl_solo.solo.checkpoint import backbone_state, read_checkpoint
@@ -89,7 +90,7 @@ def test_regular_install_holds_all_it_needs(regular_install: Path, tmp_path: Pat
 
 
 if (SCRIPTS / "main_pretrain.py").is_file():
-    CPU = ["accelerator=cpu", "precision=32-true", "data.num_workers=0"]
+    CPU = ["accelerator=cpu", "precision=auto", "data.num_workers=0"]
     KEEP_LINEAR = """
 import runpy, sys, torch, lightning.pytorch as pl
 fit = pl.Trainer.fit
@@ -138,6 +139,7 @@ print("saib calls", calls[0])
     def test_main_pretrain_runs_the_variant(pretrained: Path):
         args = json.loads((pretrained.parent / "args.json").read_text())
         assert args["method"] == "iecl_simclr"
+        assert args["precision"] == choose_precision("auto", cpu=True)
         # the whole block is saved, defaults included
         assert args["iecl"]["entropy"]["estimator"] == "coding_rate"
         assert any(k.startswith("iecl.saib") for k in read_checkpoint(pretrained)["state_dict"])

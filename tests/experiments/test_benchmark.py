@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -321,6 +322,8 @@ def test_packaged_benchmarks_compose(name: str, preset: str):
     written = plain(OmegaConf.load(CONFIGS / f"{name}.yaml"))
     benchmark = read_benchmark({**written, "preset": preset})
     assert benchmark.question.endswith("?")
+    for key in (*benchmark.arms, *benchmark.data):  # so that ~arms.KEY can be typed
+        assert re.fullmatch(r"\w+", key), key
     grid_cells = cells(benchmark)
     assert len({c.id for c in grid_cells}) == len(grid_cells)
     seen = set()
