@@ -58,31 +58,39 @@ def plot_curves(runs: dict[str, pd.DataFrame], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+#: By panel, the columns of monitor.csv that it shows, each with its label.
+_MONITOR = {
+    "Delta H of SAIB, nats per dimension": {
+        "delta_h": "all",
+        "delta_h_beyond_contrast": "beyond contrast",
+        "patch_kl": "KL of patches",
+    },
+    "H(X' | X), nats per dimension": {
+        "conditional_entropy": "measured",
+        "conditional_entropy_bound": "at most, at this budget",
+    },
+    "coding rate, nats": {"entropy_query": "query", "entropy_anchor": "anchor"},
+    "effective rank": {"effective_rank": "query"},
+}
+
+
 def plot_monitor(monitor: pd.DataFrame, metrics: pd.DataFrame, path: Path) -> None:
-    """Delta H and its parts, the entropies, and the host's loss over training (paper, figure 5)."""
-    panels = {
-        "Delta H of SAIB, nats per dimension": (
-            "delta_h",
-            "delta_h_isotropic",
-            "delta_h_anisotropic",
-        ),
-        "coding rate, nats": ("entropy_query", "entropy_anchor"),
-        "host loss": (),
-        "effective rank": ("effective_rank",),
+    """Delta H and KL, the entropies, and the host's loss over training (paper, figure 5)."""
+    epoch = monitor["epoch"] + 1  # counted from 1, as logs print them
+    lines: dict[str, dict[str, tuple[Any, Any]]] = {
+        title: {label: (epoch, monitor[c]) for c, label in columns.items() if c in monitor}
+        for title, columns in _MONITOR.items()
     }
-    names = {"delta_h": "all", "delta_h_isotropic": "scaling", "delta_h_anisotropic": "the rest"}
-    figure, axes = _panels(1, 4, 16, 3.2)
-    for axis, (title, columns) in zip(axes.flat, panels.items(), strict=True):
-        for column, colour in zip(columns, _COLOURS, strict=False):
-            if column not in monitor:
-                continue
-            label = names.get(column, column.removeprefix("entropy_"))
-            axis.plot(monitor["epoch"] + 1, monitor[column], "o-", ms=3, color=colour, label=label)
-        loss = host_loss(metrics) if title == "host loss" else None
-        if loss is not None:
-            values = metrics[loss].dropna()
-            axis.plot(values.index + 1, values, color=_COLOURS[0])
-        if len(columns) > 1 and axis.lines:
+    loss = host_loss(metrics)
+    if loss is not None:
+        values = metrics[loss].dropna()
+        lines["host loss"] = {"": (values.index + 1, values)}
+    lines = {title: found for title, found in lines.items() if found}
+    figure, axes = _panels(1, len(lines), 4 * len(lines), 3.2)
+    for axis, (title, found) in zip(axes.flat, lines.items(), strict=True):
+        for (label, (x, y)), colour in zip(found.items(), _COLOURS, strict=False):
+            axis.plot(x, y, "o-", ms=3, color=colour, label=label)
+        if len(found) > 1:
             axis.legend(frameon=False, fontsize=8)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("epoch", fontsize=9)
