@@ -3,10 +3,11 @@
     python studies/scaling.py
     python studies/scaling.py --largest-batch 2048 --largest-image 64
 
-Each case is a process of its own: seconds of one value and gradient (the best of three), and MiB of
-the process's peak above what it held before. The last table holds the exponents p of seconds and
-MiB ~ size^p, fitted to the larger half of the sizes, where constants no longer count. A case above
-``--limit`` GiB is told so. Losses of pairs are beside the same loss over the whole matrix of pairs.
+Each case is a process of its own, of one thread: seconds of processor time of one value and
+gradient (the best of three), and MiB of the process's peak above what it held before. The last
+table holds the exponents p of seconds and MiB ~ size^p, fitted to the larger half of the sizes,
+where constants no longer count. A case above ``--limit`` GiB is told so. Losses of pairs are beside
+the same loss over the whole matrix of pairs.
 """
 
 from __future__ import annotations
@@ -99,9 +100,9 @@ def _case(name: str, size: int, smallest: int, dim: int, gib: float, out: Connec
     seconds: list[float] = []
     try:
         while len(seconds) < 3 and sum(seconds) < 20:
-            start = time.perf_counter()
+            start = time.process_time()
             run()
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.process_time() - start)
     except (RuntimeError, MemoryError) as error:
         if "memory" not in str(error):
             raise
