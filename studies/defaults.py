@@ -30,7 +30,12 @@ SETTINGS: dict[str, dict | None] = {
     "beta, lambda 0.1": {"beta": 0.1, "lambda": 0.1, "eta": 0.01},
     "no SAIB": {"beta": 0.01, "lambda": 0.01, "eta": 0.01, "placement": "none"},
     "SAIB only": {"beta": 0.0, "lambda": 0.0, "eta": 0.0},
-    "outer skip on": {"beta": 0.01, "lambda": 0.01, "eta": 0.01, "saib": {"outer_skip": True}},
+    "outer skip on": {
+        "beta": 0.01,
+        "lambda": 0.01,
+        "eta": 0.01,
+        "saib": {"outer_skip": True, "match_statistics": False},
+    },
     "eta 0": {"beta": 0.01, "lambda": 0.01, "eta": 0.0},
     "eta 0.001": {"beta": 0.01, "lambda": 0.01, "eta": 0.001},
     "lambda 0.1": {"beta": 0.01, "lambda": 0.1, "eta": 0.01},

@@ -16,7 +16,7 @@ from iecl_solo.solo.settings import (
     require,
 )
 from iecl_solo.train.callbacks.entropy_monitor import MonitorConfig
-from iecl_solo.train.checks import check_accelerator, check_classes, check_loggers
+from iecl_solo.train.checks import check_classes, check_device_count, check_loggers
 from iecl_solo.train.run import check_name
 
 #: What ``precision`` may be. Whole networks in bfloat16 or float64 are not: the hosts' losses and
@@ -84,7 +84,7 @@ def complete(cfg: DictConfig, host: Host) -> DictConfig:
     if cfg.get("name"):
         cfg.name = check_name(cfg.name)
     cfg = prepare_pretrain(cfg, host)
-    check_accelerator(cfg)
+    check_device_count(cfg)
     check_loggers(cfg)
     check_classes(cfg)
     complete_objective(cfg)
