@@ -18,6 +18,7 @@ from rich.table import Table
 
 from iecl_solo.cli import hydra_app
 from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.evaluate.corruptions import CORRUPTIONS
 from iecl_solo.evaluate.protocol import EvaluationConfig
 from iecl_solo.experiments.cell import find_cell, recover, run_cell
 from iecl_solo.experiments.grid import (
@@ -35,7 +36,7 @@ from iecl_solo.report.answer import answer
 from iecl_solo.report.page import write_report
 from iecl_solo.report.results import Results, read
 from iecl_solo.report.statistics import Summary, summary_table
-from iecl_solo.report.tables import NAMES, plus_minus, title
+from iecl_solo.report.tables import NAMES, interval, number, plus_minus, title
 from iecl_solo.solo.config import parse_block, plain
 from iecl_solo.solo.host import find_host
 from iecl_solo.train.complete import complete
@@ -45,13 +46,16 @@ from iecl_solo.train.processes import launched
 def _check_measure(measure: str, evaluation: EvaluationConfig) -> None:
     name, _, data = measure.partition("/")
     shares = [f"finetune_{100 * share:g}_acc1" for share in evaluation.finetune.fractions]
-    known = [*NAMES, *shares]
+    recalls = [f"{of}recall_at_{k}" for of in ("", "same_object_") for k in evaluation.retrieval.k]
+    known = [*NAMES, *shares, *(recalls if "retrieval" in evaluation.measures else ())]
     if name not in known:
         raise IECLError(f"measures: {unknown_name('measure', name, known)}")
-    if data and data not in evaluation.datasets:
-        raise IECLError(
-            f"measures: {measure}: {unknown_name('data set', data, evaluation.datasets)}"
-        )
+    others = list(evaluation.datasets)
+    if "corruptions" in evaluation.measures:
+        applied = evaluation.corruptions.corruptions or CORRUPTIONS
+        others += ["corrupted", *(f"corrupted: {corruption}" for corruption in applied)]
+    if data and data not in others:
+        raise IECLError(f"measures: {measure}: {unknown_name('data set', data, others)}")
 
 
 def check(benchmark: BenchmarkConfig) -> None:
@@ -152,8 +156,36 @@ def _launch(
     )
 
 
+def _show_measures(results: Results) -> None:
+    """Mean and 95 % interval of each measure, arms across."""
+    view = Table(title="mean [95 % interval]", title_justify="left")
+    view.add_column("measure")
+    for arm in results.arms:
+        view.add_column(arm, justify="right")
+    for measure in results.measures:
+        entries = dict.fromkeys(results.arms, "–")
+        for row in summary_table(results.of(measure), ["setting"]).itertuples():
+            one = Summary(row.n, row.mean, row.sd, row.low, row.high)
+            between = interval(measure, one)
+            ends = "" if between == "–" else f" [{between}]"
+            entries[row.arm] = f"{number(measure, one.mean, one.sd)}{ends}"
+        view.add_row(title(measure), *entries.values())
+    _print(view)
+
+
+def _print(view: Table) -> None:
+    Console(width=None if sys.stdout.isatty() else 100).print(view)
+
+
 def show(results: Results) -> None:
-    """The benchmark on screen: settings down, arms across, then the answer."""
+    """The benchmark on screen: settings down, arms across, then the answer.
+
+    With one setting and several measures it is one table, measures down.
+    """
+    if len(results.settings) == 1 and len(results.measures) > 1:
+        _show_measures(results)
+        print(answer(results))
+        return
     for measure in results.measures[:4]:
         table = summary_table(results.of(measure), ["setting"])
         view = Table(title=title(measure), title_justify="left")
@@ -170,7 +202,7 @@ def show(results: Results) -> None:
             }
             entries = [texts.get(arm, "–") for arm in results.arms]
             view.add_row(*results.settings[setting], *entries)
-        Console(width=None if sys.stdout.isatty() else 100).print(view)
+        _print(view)
     print(answer(results))
 
 

@@ -1,12 +1,17 @@
-"""SLURM, a real one of two nodes: arrays, notices, time limits, a node that dies, DDP."""
+"""Clusters, real ones on this machine: a SLURM and a Ray of two nodes, torchrun on two.
+
+What is killed comes back with the weights of the run that nobody touched, bit for bit.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -24,11 +29,16 @@ from iecl_solo.solo.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 REASON = support_slurm.missing()
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.skipif(REASON is not None, reason=str(REASON)),
-    pytest.mark.timeout(900),
-]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+needs_slurm = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+BESIDE = Path(sys.executable).parent
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(HOST.path.parent)]),
+    "OMP_NUM_THREADS": "1",
+    "PYTHONWARNINGS": "ignore",
+    "PYTHONUNBUFFERED": "1",
+}
 
 
 def settings(images: Path) -> dict[str, Any]:
@@ -47,13 +57,7 @@ def settings(images: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     with support_slurm.running(tmp_path_factory.mktemp("slurm")) as cluster:
-        there = [str(ROOT), str(ROOT / "tests"), str(HOST.path.parent)]
-        cluster.environment |= {
-            "PYTHONPATH": os.pathsep.join(there),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONWARNINGS": "ignore",
-            "PYTHONUNBUFFERED": "1",
-        }
+        cluster.environment |= {k: ENVIRONMENT[k] for k in ENVIRONMENT if k != "PATH"}
         yield cluster
 
 
@@ -76,6 +80,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "tiny.yaml").write_text(yaml.safe_dump(benchmark, sort_keys=False))
     run = {**given, "name": "ddp", "method": "iecl_simclr", "strategy": "ddp"}
     run |= {"data": {**given["data"], "val_path": None}, "sync_batchnorm": False}
+    run["checkpoint"] = {"enabled": True, "dir": "runs", "frequency": 1}
     (root / "run.yaml").write_text(yaml.safe_dump(run))
     return root
 
@@ -115,21 +120,37 @@ def assert_same(a: Path, b: Path) -> None:
     assert one["value"].tolist() == pytest.approx(two["value"].tolist(), rel=1e-6)
 
 
+_STARTED: list[subprocess.Popen[bytes]] = []
+
+
+def started(
+    arguments: list[str], to: Path, environment: dict[str, str] = ENVIRONMENT
+) -> subprocess.Popen[bytes]:
+    """A command, under way; all that it says is in ``<to>.log``."""
+    with Path(f"{to}.log").open("w") as log:
+        process = subprocess.Popen(arguments, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    _STARTED.append(process)
+    return process
+
+
+@pytest.fixture(autouse=True)
+def _none_is_left() -> Iterator[None]:
+    yield
+    for process in _STARTED:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
 def benchmark(slurm: Slurm, world: Path, to: Path, *overrides: str) -> subprocess.Popen[bytes]:
-    """The command, under way; all that it says is in ``<to>.log``."""
     launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=main"]
     launcher += ["hydra.launcher.cpus_per_task=2", "hydra.launcher.mem_gb=2"]
     arguments = typed(world, "tiny", f"dir={to}", *launcher, *overrides)
-    return subprocess.Popen(
-        [sys.executable, "-m", "iecl_solo", *arguments],
-        env=slurm.environment,
-        stdout=Path(f"{to}.log").open("w"),
-        stderr=subprocess.STDOUT,
-    )
+    return started([sys.executable, "-m", "iecl_solo", *arguments], to, slurm.environment)
 
 
 def end_of(process: subprocess.Popen[bytes], to: Path) -> str:
-    """What a benchmark said, once it has ended well."""
+    """What a command said, once it has ended well."""
     assert process.wait(timeout=300) == 0, Path(f"{to}.log").read_text()
     return Path(f"{to}.log").read_text()
 
@@ -159,6 +180,7 @@ def go_on_after(pid: int, number: signal.Signals, seconds: float) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
+@needs_slurm
 def test_a_notice_and_a_time_limit_give_the_cells_back(
     slurm: Slurm, world: Path, straight: Path, tmp_path: Path
 ):
@@ -190,6 +212,7 @@ def test_a_notice_and_a_time_limit_give_the_cells_back(
     assert_same(straight, to)
 
 
+@needs_slurm
 def test_a_node_that_dies_loses_its_cells_alone(
     slurm: Slurm, world: Path, straight: Path, tmp_path: Path
 ):
@@ -216,16 +239,15 @@ def test_a_node_that_dies_loses_its_cells_alone(
 
 
 @pytest.fixture(scope="module")
-def alone(world: Path, slurm: Slurm) -> Path:
+def alone(world: Path) -> Path:
     """The run of two processes that one command starts."""
     to = world / "alone"
     arguments = typed(world, "run", f"checkpoint.dir={to}", "devices=2")
-    subprocess.run(
-        [sys.executable, "-m", "iecl_solo", *arguments], env=slurm.environment, check=True
-    )
+    end_of(started([sys.executable, "-m", "iecl_solo", *arguments], to), to)
     return to
 
 
+@needs_slurm
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_two_tasks_of_a_job_are_one_run(
     slurm: Slurm, world: Path, alone: Path, tmp_path: Path, nodes: int
@@ -249,3 +271,66 @@ def test_two_tasks_of_a_job_are_one_run(
     assert log.read_text().count("trained in") == 1
     print("weights", hashes(alone), hashes(to))
     assert hashes(alone) == hashes(to)
+
+
+def test_torchrun_on_two_nodes_is_one_run(world: Path, alone: Path, tmp_path: Path):
+    to = tmp_path / "runs"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = [str(BESIDE / "torchrun"), "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
+    start += [f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=1", "-m", "iecl_solo"]
+    arguments = typed(world, "run", f"checkpoint.dir={to}", "devices=1", "num_nodes=2")
+    nodes = [started([*start, *arguments], tmp_path / f"node{node}") for node in range(2)]
+    said = [end_of(process, tmp_path / f"node{node}") for node, process in enumerate(nodes)]
+    assert sum(text.count("trained in") for text in said) == 1
+    print("weights", hashes(alone), hashes(to))
+    assert hashes(alone) == hashes(to)
+
+
+@pytest.fixture(scope="module")
+def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Ray cluster of two nodes, a cell on each at a time."""
+    folder = tmp_path_factory.mktemp("ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    same = ["--block", "--num-cpus=1", "--object-store-memory=80000000", "--disable-usage-stats"]
+    command = [str(BESIDE / "ray"), "start", *same]
+    head = ["--head", f"--port={port}", "--include-dashboard=false", "--node-ip-address=127.0.0.1"]
+    head += [f"--temp-dir={tempfile.mkdtemp(prefix='ray')}"]  # sockets' paths must be short
+    nodes: list[subprocess.Popen[bytes]] = []
+    try:
+        for node, given in enumerate((head, [f"--address=127.0.0.1:{port}"])):
+            with (folder / f"node{node}.log").open("w") as log:
+                nodes.append(
+                    subprocess.Popen(
+                        [*command, *given],
+                        env=ENVIRONMENT,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                )
+            wait_for(lambda n=node: "Ray runtime started" in (folder / f"node{n}.log").read_text())
+        yield f"127.0.0.1:{port}"
+    finally:
+        for process in reversed(nodes):
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=60)
+
+
+def test_a_worker_of_ray_that_is_killed_is_run_again(
+    ray: str, world: Path, straight: Path, tmp_path: Path
+):
+    to = tmp_path / "out"
+    launcher = ["hydra/launcher=ray", f"++hydra.launcher.ray.init.address={ray}"]
+    launcher += ["++hydra.launcher.ray.init.object_store_memory=null"]
+    arguments = typed(world, "tiny", f"dir={to}", *launcher)
+    process = started([sys.executable, "-m", "iecl_solo", *arguments], to)
+    wait_for(lambda: list(to.glob("runs/simclr/*/*.ckpt")), 200)
+    cells = Store(to / STORE, create=False).cells().set_index("arm")
+    os.kill(int(cells.loc["simclr", "owner"].rpartition(":")[2]), signal.SIGKILL)
+    said = end_of(process, to)
+    assert "goes on at epoch" in said
+    assert_same(straight, to)
