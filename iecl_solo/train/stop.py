@@ -54,6 +54,7 @@ class Signals:
         self.numbers = numbers
         self.received: int | None = None
         self.stepping = False
+        self._told = False  # to end, and not by a notice
 
     def take(self) -> None:
         """Become the handler; Lightning puts its own in place when training begins."""
@@ -62,8 +63,12 @@ class Signals:
                 signal.signal(number, self._handle)
 
     def _handle(self, number: int, _: Any) -> None:
-        # a notice that comes twice, from SLURM and handed on by a parent, is one notice
-        again, self.received = self.received is not None and number not in NOTICES, number
+        # a notice that comes twice, from SLURM and handed on by a parent, is one; and it stays what
+        # ended the run when SLURM sends SIGTERM after it
+        again = self._told and number not in NOTICES
+        self._told |= number not in NOTICES
+        if self.received not in NOTICES:
+            self.received = number
         if again or not self.stepping:
             raise Stopped(number, "stopped")
 

@@ -180,6 +180,12 @@ def go_on_after(pid: int, number: signal.Signals, seconds: float) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
+def more_time(slurm: Slurm, job: str) -> None:
+    """Once a job is queued again: a slow machine may come to its time limit many times."""
+    wait_for(lambda: slurm.job(job)["Restarts"] != "0")
+    slurm("scontrol", "update", f"JobId={job}", "TimeLimit=30")
+
+
 @needs_slurm
 def test_a_notice_and_a_time_limit_give_the_cells_back(
     slurm: Slurm, world: Path, straight: Path, tmp_path: Path
@@ -201,10 +207,11 @@ def test_a_notice_and_a_time_limit_give_the_cells_back(
     slurm("scancel", "--signal=USR1", f"{array}_0")
     go_on_after(pids[0], signal.SIGUSR1, 20)
     go_on_after(pids[1], signal.SIGUSR1, 200)
+    more_time(slurm, f"{array}_1")
     end_of(process, to)
     for task in range(2):
         job = slurm.job(f"{array}_{task}")
-        assert (job["Restarts"], job["JobState"]) == ("1", "COMPLETED")
+        assert int(job["Restarts"]) >= 1 and job["JobState"] == "COMPLETED"
         logs = sorted(to.glob(f"hydra/.submitit/{array}_{task}/*_log.*"))
         said = "".join(log.read_text() for log in logs)
         assert f"job {array}_{task} goes back to its queue" in said
@@ -264,10 +271,11 @@ def test_two_tasks_of_a_job_are_one_run(
     if nodes == 1:
         pid = pause("SLURM_PROCID=0", to, "*/*/*.ckpt", "-m iecl_solo")
         go_on_after(pid, signal.SIGUSR1, 200)
+        more_time(slurm, job)
     ended = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED")
     wait_for(lambda: slurm.job(job)["JobState"] in ended, 300)
     assert slurm.job(job)["JobState"] == "COMPLETED", log.read_text()
-    assert slurm.job(job)["Restarts"] == str(2 - nodes), log.read_text()
+    assert int(slurm.job(job)["Restarts"]) >= 2 - nodes, log.read_text()
     assert log.read_text().count("trained in") == 1
     print("weights", hashes(alone), hashes(to))
     assert hashes(alone) == hashes(to)
