@@ -142,18 +142,29 @@ def _launch(
 ) -> None:
     folder = Path(str(benchmark.dir)).resolve()
     listed = ",".join(cell.id for cell in wanted)
-    hydra_app.launch(
-        given,
-        run_job,
-        ["--multirun", *(flag for flag in given.flags if flag not in hydra_app.MULTIRUN)],
-        [
-            *overrides,
-            f"++cell={listed}",
-            f"++dir={str(folder)!r}",
-            f"hydra.sweep.dir={str(folder / 'hydra')!r}",
-            "hydra.sweep.subdir=${hydra.job.num}",
-        ],
-    )
+    try:
+        hydra_app.launch(
+            given,
+            run_job,
+            ["--multirun", *(flag for flag in given.flags if flag not in hydra_app.MULTIRUN)],
+            [
+                *overrides,
+                f"++cell={listed}",
+                f"++dir={str(folder)!r}",
+                f"hydra.sweep.dir={str(folder / 'hydra')!r}",
+                "hydra.sweep.subdir=${hydra.job.num}",
+            ],
+        )
+    except IECLError:
+        raise
+    except Exception as error:  # a cell records its own: this is a launcher's, of a job that died
+        if not any(override.startswith("hydra/launcher=") for override in overrides):
+            raise
+        last = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        print(
+            f"{benchmark.name}: a job was lost ({last}); type the command again once no job runs",
+            file=sys.stderr,
+        )
 
 
 def _show_measures(results: Results) -> None:
@@ -164,11 +175,11 @@ def _show_measures(results: Results) -> None:
         view.add_column(arm, justify="right")
     for measure in results.measures:
         entries = dict.fromkeys(results.arms, "–")
-        for row in summary_table(results.of(measure), ["setting"]).itertuples():
-            one = Summary(row.n, row.mean, row.sd, row.low, row.high)
-            between = interval(measure, one)
-            ends = "" if between == "–" else f" [{between}]"
-            entries[row.arm] = f"{number(measure, one.mean, one.sd)}{ends}"
+        for row in summary_table(results.of(measure), ["setting"]).to_dict("records"):
+            one = Summary(*(row[key] for key in ("n", "mean", "sd", "low", "high")))
+            ends = interval(measure, one)
+            shown = "" if ends == "–" else f" [{ends}]"
+            entries[str(row["arm"])] = f"{number(measure, one.mean, one.sd)}{shown}"
         view.add_row(title(measure), *entries.values())
     _print(view)
 
@@ -213,7 +224,7 @@ def run(given: hydra_app.Invocation) -> int:
         given: what was typed.
 
     Returns:
-        0 if every cell is done, 1 if some failed (the report says which, and why).
+        0 if every cell is done, 1 if some failed (the report says which, and why) or were lost.
 
     Raises:
         IECLError: one line for whatever the benchmark's configuration gets wrong.
@@ -246,4 +257,4 @@ def run(given: hydra_app.Invocation) -> int:
         print(f"failed: {row.id}: {str(row.error).strip().splitlines()[-1]}", file=sys.stderr)
     show(read(store))
     print(f"rows: {store.csv}\nreport: {page}")
-    return 1 if len(failed) else 0
+    return 0 if {cell.id for cell in cells(benchmark)} <= store.done() else 1

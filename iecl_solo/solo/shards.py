@@ -24,7 +24,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from iecl_solo.checks import installed
-from iecl_solo.decoded import Stored, _writable, fingerprint
+from iecl_solo.decoded import Stored, cache_folder, fingerprint
 from iecl_solo.errors import IECLError
 from iecl_solo.files import replacing
 from iecl_solo.images import SUFFIXES, load_image
@@ -108,7 +108,7 @@ def _is_glob(path: str) -> bool:
 class Tars:
     """webdataset's shards: samples are files of one stem, the image beside ``.cls``, its class.
 
-    Where the images are within the tar files is listed once, into a file beside them (in the
+    Where the images are within the tar files is listed once, into a file in their folder (in the
     user's cache where that may not be written); it is made anew when a shard changes.
 
     Args:
@@ -119,7 +119,7 @@ class Tars:
         self.files = tar_files(path)
         root = self.files[0].parent
         key = fingerprint(self.files, root, len(self.files), Stored(0, 0))
-        index = _writable(root / "shards") / f".shards-{key}.npy"
+        index = cache_folder(root / "shards") / f".shards-{key}.npy"
         if not index.is_file():
             # several processes may do so at once: each one's file is whole, and the same
             made = np.concatenate([_members(i, file) for i, file in enumerate(self.files)])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -38,6 +39,9 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "PYTHONWARNINGS": "ignore",
     "PYTHONUNBUFFERED": "1",
+    # of this cluster alone: its nodes and its driver must have the same one
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
 }
 
 
@@ -266,7 +270,8 @@ def test_two_tasks_of_a_job_are_one_run(
     script = tmp_path / "job.sh"
     script.write_text(f"#!/bin/bash\nexport MASTER_ADDR=127.0.0.1\nsrun {' '.join(line)}\n")
     given = [f"--nodes={nodes}", f"--ntasks-per-node={2 // nodes}", f"--output={log}"]
-    given += ["--time=2", "--signal=USR1@20", "--open-mode=append"]
+    # one of them comes to its time limit
+    given += [f"--time={2 if nodes == 1 else 30}", "--signal=USR1@20", "--open-mode=append"]
     job = slurm("sbatch", "--parsable", *given, str(script)).strip()
     if nodes == 1:
         pid = pause("SLURM_PROCID=0", to, "*/*/*.ckpt", "-m iecl_solo")

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import OmegaConf
 
 from iecl_solo.experiments import cell as cells
 from iecl_solo.experiments.grid import read_benchmark
 from iecl_solo.experiments.store import STORE, Store
-from iecl_solo.train import stop
+from iecl_solo.train import fit, stop
 from iecl_solo.train.stop import NOTICES, Signals, Stopped, queued_again
 
 
@@ -56,6 +57,14 @@ def test_a_notice_that_comes_twice_still_waits_for_the_step():
         assert signals.received == signal.SIGUSR1
         with pytest.raises(Stopped):
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_notice_before_the_first_step_asks_too(asked: list[str], monkeypatch: pytest.MonkeyPatch):
+    told = lambda *_: os.kill(os.getpid(), signal.SIGUSR1)  # noqa: E731
+    monkeypatch.setattr(fit, "complete", told)
+    with pytest.raises(Stopped):
+        fit.pretrain(OmegaConf.create({}))
+    assert asked == ["7_1"]
 
 
 @pytest.mark.parametrize("number", NOTICES)
