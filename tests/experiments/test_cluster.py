@@ -155,7 +155,7 @@ def benchmark(slurm: Slurm, world: Path, to: Path, *overrides: str) -> subproces
 
 def end_of(process: subprocess.Popen[bytes], to: Path) -> str:
     """What a command said, once it has ended well."""
-    assert process.wait(timeout=300) == 0, Path(f"{to}.log").read_text()
+    assert process.wait(timeout=600) == 0, Path(f"{to}.log").read_text()
     return Path(f"{to}.log").read_text()
 
 
@@ -341,7 +341,7 @@ def test_a_worker_of_ray_that_is_killed_is_run_again(
     launcher += ["++hydra.launcher.ray.init.object_store_memory=null"]
     arguments = typed(world, "tiny", f"dir={to}", *launcher)
     process = started([sys.executable, "-m", "iecl_solo", *arguments], to)
-    wait_for(lambda: list(to.glob("runs/simclr/*/*.ckpt")), 200)
+    wait_for(lambda: list(to.glob("runs/simclr/*/*.ckpt")), 400)
     cells = Store(to / STORE, create=False).cells().set_index("arm")
     os.kill(int(cells.loc["simclr", "owner"].rpartition(":")[2]), signal.SIGKILL)
     said = end_of(process, to)
