@@ -9,7 +9,7 @@ WORKERS ?= 2
 TEST_ENV := OMP_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: install demo test test-robust test-hosts lint docs clean
+.PHONY: install demo test test-robust test-cluster test-hosts lint docs clean
 
 install: $(VENV)/installed
 
@@ -28,9 +28,13 @@ demo: install
 test: install
 	$(PYTEST) $(TESTS)
 
-# what is too long for every change: faults, fuzzing, clusters
+# what is too long for every change: faults, fuzzing
 test-robust: install
 	$(PYTEST) -m robust $(TESTS)
+
+# a SLURM of two nodes (slurm-wlm and munge, as root), a Ray of two, torchrun on two: one at a time
+test-cluster: install
+	$(TEST_ENV) $(BIN)/pytest -m cluster tests/experiments/test_cluster.py $(CASES)
 
 # solo-learn's own tests with the add-on active; HOST is a checkout
 test-hosts: install

@@ -136,7 +136,7 @@ def decode(
     root = root.resolve()
     key = fingerprint(files, root, count, stored)
     stem = f".{root.name}.views{variant}"
-    folder = _writable(root)
+    folder = cache_folder(root)
     path = folder / f"{stem}-{key}.npy"
     if not path.is_file():
         with FileLock(folder / f"{stem}.lock"):
@@ -148,7 +148,8 @@ def decode(
     return Decoded(records["image"], records["size"], records["label"])
 
 
-def _writable(root: Path) -> Path:
+def cache_folder(root: Path) -> Path:
+    """Where what is made of a data set stands: beside it, or in the user's cache."""
     if os.access(root.parent, os.W_OK):
         return root.parent
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()

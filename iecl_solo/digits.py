@@ -120,3 +120,45 @@ def write_digits(
             if not _is_complete(root, marker, classes):
                 raise
     return root
+
+
+def write_masks(digits: str | Path, root: str | Path) -> Path:
+    """The digits of ``write_digits`` with masks: ``root/{train,val}/{images,masks}``.
+
+    A pixel of at least half the ink's height is of its digit's class, 1 to 10; the others are the
+    background, 0. A folder that is complete is left alone.
+
+    Args:
+        digits: the folder that ``write_digits`` wrote.
+        root: the folder; its parent is made if need be.
+
+    Returns:
+        ``root``.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> root = write_masks(write_digits(folder / "digits"), folder / "masks")
+        >>> len(list(root.glob("val/masks/*.png"))), len(list(root.glob("val/images/*.png")))
+        (360, 360)
+        >>> mask = np.asarray(Image.open(next(root.glob("val/masks/*.png"))))
+        >>> len(np.unique(mask))
+        2
+    """
+    digits, root = Path(digits), Path(root)
+    made = f"masks of {_written_with(digits)}"
+    if _written_with(root) == made:
+        return root
+    for part, name in (("train", "train"), ("test", "val")):
+        for file in sorted((digits / part).glob("*/*.png")):
+            image = Image.open(file)
+            ink = np.asarray(image.convert("L")) >= 128
+            for kind, picture in (
+                ("images", image),
+                ("masks", Image.fromarray(np.uint8(ink * (int(file.parent.name) + 1)))),
+            ):
+                folder = root / name / kind
+                folder.mkdir(parents=True, exist_ok=True)
+                picture.save(folder / file.name)
+    (root / _MARKER).write_text(made)
+    return root

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,15 @@ from iecl_solo.errors import IECLError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
-def load_image(path: str | os.PathLike[str]) -> Image.Image:
+def load_image(source: str | os.PathLike[str] | BytesIO, name: str | None = None) -> Image.Image:
     """An image file as RGB, upright.
 
     As torchvision's loader has it (``convert("RGB")``), but for two things: an EXIF orientation is
     applied, and 16-bit and 32-bit grey values are scaled to 8 bits instead of clipped.
+
+    Args:
+        source: its path, or its bytes as a file.
+        name: what an error calls it, if not by its path.
 
     Raises:
         IECLError: one line that names the file, when it does not decode or is too large.
@@ -31,8 +37,10 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
         >>> load_image(path).getpixel((0, 0))
         (128, 128, 128)
     """
+    path = source if name is None else name
     try:
-        with open(path, "rb") as file:
+        opened = nullcontext(source) if isinstance(source, BytesIO) else open(source, "rb")  # noqa: SIM115
+        with opened as file:
             image: Image.Image = Image.open(file)
             image.load()
         image = ImageOps.exif_transpose(image)

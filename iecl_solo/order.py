@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,11 +51,26 @@ class EpochOrder(DistributedSampler):
         images: how many there are.
         batch_size: of one process.
         seed: the run's seed.
+        pieces: of images in shards, how many each shard holds, and how many shards are mixed at a
+            time. The shards come in a random order, and within each so many of them the images do:
+            few shards are read from at a time. None mixes all images.
+
+    Example:
+        >>> order = EpochOrder(6, 1, seed=0, pieces=([2, 2, 2], 1))
+        >>> [index // 2 for _, index in order]
+        [2, 2, 0, 0, 1, 1]
     """
 
-    def __init__(self, images: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        images: int,
+        batch_size: int,
+        seed: int,
+        pieces: tuple[Sequence[int], int] | None = None,
+    ) -> None:
         # not the base class's: that asks for the process group, which comes later
         self.images, self.batch_size, self.seed = images, batch_size, seed
+        self.pieces = pieces
         self.epoch = 0
         self._seen = (0, 0)
 
@@ -70,9 +85,21 @@ class EpochOrder(DistributedSampler):
     def __len__(self) -> int:
         return self.images // self._processes
 
+    def _order(self, generator: torch.Generator) -> torch.Tensor:
+        if self.pieces is None:
+            return torch.randperm(self.images, generator=generator)
+        lengths, mixed = self.pieces
+        shards = torch.arange(self.images).split(list(lengths))
+        by_chance = torch.randperm(len(shards), generator=generator).tolist()
+        parts = []
+        for first in range(0, len(shards), mixed):
+            part = torch.cat([shards[i] for i in by_chance[first : first + mixed]])
+            parts.append(part[torch.randperm(len(part), generator=generator)])
+        return torch.cat(parts)
+
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
-        order = torch.randperm(self.images, generator=generator)
+        order = self._order(generator)
         rank = dist.get_rank() if self._processes > 1 else 0
         order = order[rank :: self._processes][: len(self)]
         epoch, batches = self._seen
@@ -112,7 +139,8 @@ def seeded(loader: Any, seed: int) -> tuple[Any, EpochOrder]:
     """
     if isinstance(loader.sampler, EpochOrder):
         return loader, loader.sampler
-    order = EpochOrder(len(loader.dataset), loader.batch_size, seed)
+    pieces = getattr(loader.dataset, "pieces", None)
+    order = EpochOrder(len(loader.dataset), loader.batch_size, seed, pieces)
     return (
         DataLoader(
             SeededViews(loader.dataset, seed),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -22,6 +23,9 @@ from iecl_solo.solo.build import build_model
 from iecl_solo.solo.host import find_host
 from iecl_solo.solo.registry import split_method
 from iecl_solo.solo.settings import prepare_pretrain
+from iecl_solo.train.complete import complete
+from iecl_solo.train.fit import fit
+from iecl_solo.train.run import Run
 
 HOST = find_host()
 SIZE = 32
@@ -253,3 +257,25 @@ def note_command_line(path: str) -> None:
     """Append this process's LOCAL_RANK and arguments; here, since a child finds no test module."""
     with open(path, "a") as file:
         file.write(json.dumps([os.environ.get("LOCAL_RANK"), sys.argv]) + "\n")
+
+
+class _Note(Callback):
+    """Appends [rank, epoch, images] for each batch, and ends the run after one of them."""
+
+    def __init__(self, path: str, stop: list[int] | None) -> None:
+        self.path, self.stop = path, stop
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        rank, epoch = trainer.global_rank, trainer.current_epoch
+        with open(f"{self.path}{rank}", "a") as file:
+            file.write(json.dumps([rank, epoch, batch[0].tolist()]) + "\n")
+        if self.stop is not None and [epoch, batch_idx] == list(self.stop):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train_and_note(raw: dict[str, Any], path: str, stop: list[int] | None) -> None:
+    """One process of a run, which notes what it sees; here, since a child finds no test module."""
+    cfg = complete(OmegaConf.create(raw), HOST)
+    fit(cfg, HOST, Run(cfg), callbacks=[_Note(path, stop)])

@@ -83,12 +83,14 @@ PLACEHOLDERS = {
     "DIR": "own",
     "FILE": "benchmark/small_batch-smoke/rows.csv",
     "FOLDER": "datasets/digits/train",
+    "IMAGES": "datasets/digits/train",
     "N": "10",
     "NAME": "mine",
     "PATH": "checkout",
     "PHOTOS": "datasets/digits/train",
     "RUN": RUN,
     "SCRIPT": "script.py",
+    "SHARDS": "shards",
     "STORE": "benchmark/small_batch-smoke",
     "TEST": "datasets/digits/test",
     "TRAIN": "datasets/digits/train",
@@ -115,6 +117,7 @@ PLANNED_ONLY = {
     "iecl-solo pretrain --multirun": "names an option; tests/cli/test_commands.py runs it",
     "make": "sets up an environment from the network; what its recipe runs is planned too",
     "pre-commit": "writes into the checkout's .git",
+    "python examples/write_shards.py": "tests/test_examples.py runs it",
     "python -m iecl_solo": "tests/cli/test_scripts.py runs solo-learn's scripts so",
     "python -m pip": "installs from the network",
     "python main_pretrain.py": "solo-learn's own script on CIFAR-10: a GPU's days",
@@ -284,6 +287,11 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("train", "held_out"):
         (folder / "datasets/cifar10-10k" / name).symlink_to(digits / "train")
     few = write_digits(folder / "few", classes=[0, 1])
+    shards = runpy.run_path(str(ROOT / "examples/write_shards.py"))["write"]
+    assert shards(few / "train", folder / "shards") > 256
+    (folder / "datasets/imagenet-shards").mkdir()
+    for name in ("train", "val"):
+        (folder / "datasets/imagenet-shards" / name).symlink_to(folder / "shards")
     write_own(folder / "own", few / "train")
     arguments = [
         *("--config-name", "digits/iecl_simclr", "name=iecl_simclr", "max_epochs=1"),

@@ -42,3 +42,13 @@ def test_reading_a_store(tmp_path: Path):
     table = example("read_store").main(str(store.path))
     difference = table["iecl_simclr"] - table["simclr"]
     assert len(table) and (table["difference"] - difference).abs().max() < 1e-12
+
+
+def test_shards_of_a_folder(images: Path, tmp_path: Path):
+    pytest.importorskip("webdataset")
+    from iecl_solo.solo.shards import open_shards
+
+    assert example("write_shards").write(images, tmp_path / "shards", size=0.03) == 24
+    found = open_shards("webdataset", str(tmp_path / "shards"))
+    assert len(found.lengths) > 2
+    assert sorted(found.labels.tolist()) == sorted([0, 1, 2] * 8)

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from iecl_solo.cli import hydra_app
 from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.evaluate.corruptions import CORRUPTIONS
 from iecl_solo.evaluate.protocol import EvaluationConfig
 from iecl_solo.experiments.cell import find_cell, recover, run_cell
 from iecl_solo.experiments.grid import (
@@ -35,7 +36,7 @@ from iecl_solo.report.answer import answer
 from iecl_solo.report.page import write_report
 from iecl_solo.report.results import Results, read
 from iecl_solo.report.statistics import Summary, summary_table
-from iecl_solo.report.tables import NAMES, plus_minus, title
+from iecl_solo.report.tables import NAMES, interval, number, plus_minus, title
 from iecl_solo.solo.config import parse_block, plain
 from iecl_solo.solo.host import find_host
 from iecl_solo.train.complete import complete
@@ -45,13 +46,16 @@ from iecl_solo.train.processes import launched
 def _check_measure(measure: str, evaluation: EvaluationConfig) -> None:
     name, _, data = measure.partition("/")
     shares = [f"finetune_{100 * share:g}_acc1" for share in evaluation.finetune.fractions]
-    known = [*NAMES, *shares]
+    recalls = [f"{of}recall_at_{k}" for of in ("", "same_object_") for k in evaluation.retrieval.k]
+    known = [*NAMES, *shares, *(recalls if "retrieval" in evaluation.measures else ())]
     if name not in known:
         raise IECLError(f"measures: {unknown_name('measure', name, known)}")
-    if data and data not in evaluation.datasets:
-        raise IECLError(
-            f"measures: {measure}: {unknown_name('data set', data, evaluation.datasets)}"
-        )
+    others = list(evaluation.datasets)
+    if "corruptions" in evaluation.measures:
+        applied = evaluation.corruptions.corruptions or CORRUPTIONS
+        others += ["corrupted", *(f"corrupted: {corruption}" for corruption in applied)]
+    if data and data not in others:
+        raise IECLError(f"measures: {measure}: {unknown_name('data set', data, others)}")
 
 
 def check(benchmark: BenchmarkConfig) -> None:
@@ -138,22 +142,61 @@ def _launch(
 ) -> None:
     folder = Path(str(benchmark.dir)).resolve()
     listed = ",".join(cell.id for cell in wanted)
-    hydra_app.launch(
-        given,
-        run_job,
-        ["--multirun", *(flag for flag in given.flags if flag not in hydra_app.MULTIRUN)],
-        [
-            *overrides,
-            f"++cell={listed}",
-            f"++dir={str(folder)!r}",
-            f"hydra.sweep.dir={str(folder / 'hydra')!r}",
-            "hydra.sweep.subdir=${hydra.job.num}",
-        ],
-    )
+    try:
+        hydra_app.launch(
+            given,
+            run_job,
+            ["--multirun", *(flag for flag in given.flags if flag not in hydra_app.MULTIRUN)],
+            [
+                *overrides,
+                f"++cell={listed}",
+                f"++dir={str(folder)!r}",
+                f"hydra.sweep.dir={str(folder / 'hydra')!r}",
+                "hydra.sweep.subdir=${hydra.job.num}",
+            ],
+        )
+    except IECLError:
+        raise
+    except Exception as error:  # a cell records its own: this is a launcher's, of a job that died
+        if not any(override.startswith("hydra/launcher=") for override in overrides):
+            raise
+        last = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        print(
+            f"{benchmark.name}: a job was lost ({last}); type the command again once no job runs",
+            file=sys.stderr,
+        )
+
+
+def _show_measures(results: Results) -> None:
+    """Mean and 95 % interval of each measure, arms across."""
+    view = Table(title="mean [95 % interval]", title_justify="left")
+    view.add_column("measure")
+    for arm in results.arms:
+        view.add_column(arm, justify="right")
+    for measure in results.measures:
+        entries = dict.fromkeys(results.arms, "–")
+        for row in summary_table(results.of(measure), ["setting"]).to_dict("records"):
+            one = Summary(*(row[key] for key in ("n", "mean", "sd", "low", "high")))
+            ends = interval(measure, one)
+            shown = "" if ends == "–" else f" [{ends}]"
+            entries[str(row["arm"])] = f"{number(measure, one.mean, one.sd)}{shown}"
+        view.add_row(title(measure), *entries.values())
+    _print(view)
+
+
+def _print(view: Table) -> None:
+    Console(width=None if sys.stdout.isatty() else 100).print(view)
 
 
 def show(results: Results) -> None:
-    """The benchmark on screen: settings down, arms across, then the answer."""
+    """The benchmark on screen: settings down, arms across, then the answer.
+
+    With one setting and several measures it is one table, measures down.
+    """
+    if len(results.settings) == 1 and len(results.measures) > 1:
+        _show_measures(results)
+        print(answer(results))
+        return
     for measure in results.measures[:4]:
         table = summary_table(results.of(measure), ["setting"])
         view = Table(title=title(measure), title_justify="left")
@@ -170,7 +213,7 @@ def show(results: Results) -> None:
             }
             entries = [texts.get(arm, "–") for arm in results.arms]
             view.add_row(*results.settings[setting], *entries)
-        Console(width=None if sys.stdout.isatty() else 100).print(view)
+        _print(view)
     print(answer(results))
 
 
@@ -181,7 +224,7 @@ def run(given: hydra_app.Invocation) -> int:
         given: what was typed.
 
     Returns:
-        0 if every cell is done, 1 if some failed (the report says which, and why).
+        0 if every cell is done, 1 if some failed (the report says which, and why) or were lost.
 
     Raises:
         IECLError: one line for whatever the benchmark's configuration gets wrong.
@@ -214,4 +257,4 @@ def run(given: hydra_app.Invocation) -> int:
         print(f"failed: {row.id}: {str(row.error).strip().splitlines()[-1]}", file=sys.stderr)
     show(read(store))
     print(f"rows: {store.csv}\nreport: {page}")
-    return 1 if len(failed) else 0
+    return 0 if {cell.id for cell in cells(benchmark)} <= store.done() else 1

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from iecl_solo.saib import load_saib
     from iecl_solo.solo.config import parse_block, plain
     from iecl_solo.solo.host import find_host
-    from iecl_solo.solo.settings import check_image_folder
+    from iecl_solo.solo.settings import check_images
     from iecl_solo.train.callbacks.entropy_monitor import MonitorConfig, measure
     from iecl_solo.train.logs import read_metrics
     from iecl_solo.train.run import versions
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     cfg, folder = pretrained.cfg, pretrained.path.parent
     if args.data is not None:
         cfg.data.train_path = args.data
-    available = check_image_folder("--data", cfg.data.train_path)
+    available = check_images("--data", cfg.data.get("format", "image_folder"), cfg.data.train_path)
     given = {"images": args.images, "probes": args.probes, "volume_images": args.volume_images}
     own = plain(cfg.get("monitor")) or {}
     own |= {name: value for name, value in given.items() if value is not None}

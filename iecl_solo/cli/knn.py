@@ -19,7 +19,7 @@ from iecl_solo.solo.data import evaluation_datasets, evaluation_loader
 from iecl_solo.solo.host import find_host
 from iecl_solo.solo.settings import (
     FOLDER_DATASETS,
-    check_image_folder,
+    check_images,
     check_one_of,
     check_positive_int,
     require,
@@ -60,7 +60,7 @@ def main(cfg: DictConfig, given: Invocation) -> None:
         if data.get(key) is None:
             raise IECLError(f"data.{key}: no value is given, and the checkpoint has none")
         if data["dataset"] in FOLDER_DATASETS:
-            check_image_folder(f"data.{key}", data[key])
+            check_images(f"data.{key}", data.get("format", "image_folder"), data[key])
     train_set, test_set = evaluation_datasets(
         host,
         data["dataset"],

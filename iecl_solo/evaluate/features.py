@@ -28,18 +28,24 @@ class Images(Dataset):
     """Image files, each through a transform, without labels.
 
     Args:
-        files: their paths.
+        files: their paths, or whatever else ``read`` takes.
         transform: from an RGB image to a tensor (3, H, W).
+        read: the RGB image of one of ``files``.
     """
 
-    def __init__(self, files: Sequence[Path], transform: Callable[[Any], torch.Tensor]) -> None:
-        self.files, self.transform = files, transform
+    def __init__(
+        self,
+        files: Sequence[Any],
+        transform: Callable[[Any], torch.Tensor],
+        read: Callable[[Any], Any] = load_image,
+    ) -> None:
+        self.files, self.transform, self.read = files, transform, read
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, i: int) -> torch.Tensor:
-        return self.transform(load_image(self.files[i]))
+        return self.transform(self.read(self.files[i]))
 
 
 def find_device(name: str) -> torch.device:

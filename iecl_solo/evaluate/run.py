@@ -56,6 +56,7 @@ from iecl_solo.solo.data import (
 from iecl_solo.solo.embed import query_entropy
 from iecl_solo.solo.host import Host, find_host
 from iecl_solo.solo.settings import prepare_linear, sources, without_labels
+from iecl_solo.solo.shards import FORMATS, open_shards
 from iecl_solo.solo.wrapper import objectives
 from iecl_solo.train.fit import trainer_arguments
 from iecl_solo.train.logs import read_monitor
@@ -283,10 +284,13 @@ def file_names(dataset: Any, root: str) -> list[str]:
 
 def _unlabelled(cfg: DictConfig, host: Host, most: int) -> Images:
     """The run's training images, at most so many, from all over the folder."""
+    shown = evaluation_transform(host, cfg.data.dataset, cfg.augmentations[0].crop_size)
+    if cfg.data.get("format") in FORMATS:
+        shards = open_shards(cfg.data.format, str(cfg.data.train_path))
+        count = len(shards.labels)
+        return Images(range(count)[:: max(1, count // most)][:most], shown, shards.read)
     files = image_files(*sources(cfg.data.train_path))
-    step = max(1, len(files) // most)
-    size = cfg.augmentations[0].crop_size
-    return Images(files[::step][:most], evaluation_transform(host, cfg.data.dataset, size))
+    return Images(files[:: max(1, len(files) // most)][:most], shown)
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from iecl_solo.digits import write_digits
+from iecl_solo.digits import write_digits, write_masks
 from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.experiments.throughput import installed
 from iecl_solo.solo.config import flatten, parse_block, plain
@@ -37,7 +37,9 @@ class BenchmarkConfig:
         dir: its folder; ``benchmark/<name>-<preset>`` if not given.
         data: by name: ``config``, a folder of packaged pretraining configs or the path of a YAML;
             ``overrides``, a list in Hydra's grammar; ``settings`` merged over the configuration;
-            ``digits``, {folder, classes}: scikit-learn's digits are written there and used.
+            ``digits``, {folder, classes, rest, masks}: scikit-learn's digits are written there and
+            used; those that are not in ``classes`` into the folder ``rest``, to carry over to; and
+            with their masks into the folder ``masks``, for ``evaluation.dense``.
         settings: merged over the configuration of every run.
         arms: by name: ``method``, settings merged over the configuration, and optionally
             ``against``, the arm that it is compared with (the first one if not given, null for
@@ -215,7 +217,12 @@ def write_data(benchmark: BenchmarkConfig) -> None:
     """Write the data sets that can be made here, unless they are there."""
     for data in benchmark.data.values():
         if "digits" in data:
-            write_digits(data["digits"]["folder"], classes=data["digits"].get("classes"))
+            given = data["digits"]
+            made = write_digits(given["folder"], classes=given.get("classes"))
+            if "rest" in given:
+                write_digits(given["rest"], classes=sorted({*range(10)} - {*given["classes"]}))
+            if "masks" in given:
+                write_masks(made, given["masks"])
 
 
 def _check_key(where: str, key: str, composed: list[str]) -> None:

@@ -128,7 +128,7 @@ class Store:
         if self._status(name) == "done" or not self._acquire(name):
             return False
         if self._status(name) == "done":  # by whoever held it a moment ago
-            self._release(name)
+            self.release(name)
             return False
         owner = f"{platform.node()}:{self._claims[name].pid}"
         row = {key: cell[key] for key in _IDENTITY}
@@ -152,7 +152,8 @@ class Store:
         self._claims[name] = lease
         return True
 
-    def _release(self, name: str) -> None:
+    def release(self, name: str) -> None:
+        """Let others have a cell that this process claimed; a rerun goes on with it."""
         lease = self._claims.pop(name, None)
         if lease is not None:
             lease.release()
@@ -176,12 +177,12 @@ class Store:
         row = self._row(cell)
         row |= {**columns, "metrics": dict(metrics), "curves": [list(point) for point in curves]}
         self._write({**row, "status": "done", "error": None})
-        self._release(cell)
+        self.release(cell)
 
     def fail(self, cell: str, error: str) -> None:
         """Record why a cell could not be run; a rerun tries it again."""
         self._write({**self._row(cell), "status": "failed", "error": error})
-        self._release(cell)
+        self.release(cell)
 
     def put(self, row: Mapping[str, Any]) -> None:
         """Take in a finished row from elsewhere, as ``read_rows`` gives it."""

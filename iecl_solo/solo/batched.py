@@ -146,6 +146,8 @@ def decoded(
         return Decoded(planar, sizes, np.asarray(labels))
     if hasattr(dataset, "samples"):
         files = [Path(file) for file, _ in dataset.samples]
+    elif hasattr(dataset, "files"):
+        files = list(dataset.files)
     elif hasattr(dataset, "images"):
         files = [Path(dataset.root) / name for name in dataset.images]
     else:

@@ -18,6 +18,7 @@ from iecl_solo.order import EpochOrder
 from iecl_solo.solo.batched import BatchedLoader, batched, decoded
 from iecl_solo.solo.host import Host
 from iecl_solo.solo.settings import sources, without_labels
+from iecl_solo.solo.shards import FORMATS, MIXED, ShardImages, open_shards, tar_files
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -63,13 +64,20 @@ def pretrain_loader(
     forms = [batched(p, n) for p, n in zip(pipelines, copies, strict=True)]
     images = decoded(
         pretrain_set(cfg, host, None),
-        [Path(source).expanduser() for source in sources(cfg.data.train_path)],
+        _roots(cfg),
         largest_crop=max(size for p in forms for size in p.crop.size),
         fraction=cfg.data.fraction,
         workers=cfg.data.num_workers,
     )
     order = EpochOrder(len(images), cfg.optimizer.batch_size, cfg.seed)
     return BatchedLoader(images, forms, order, device)
+
+
+def _roots(cfg: DictConfig) -> list[Path]:
+    """The folders or files that a data set is made of."""
+    if cfg.data.format == "webdataset":
+        return [tar_files(str(cfg.data.train_path))[0].parent / "shards"]
+    return [Path(source).expanduser() for source in sources(cfg.data.train_path)]
 
 
 def pretrain_set(cfg: DictConfig, host: Host, transform: Any) -> Any:
@@ -83,6 +91,11 @@ def pretrain_set(cfg: DictConfig, host: Host, transform: Any) -> Any:
     Raises:
         IECLError: one line, when the data set is not there and cannot be had.
     """
+    if cfg.data.format in FORMATS:
+        mixed = cfg.data.get("shuffle_shards", MIXED)
+        shards = open_shards(cfg.data.format, str(cfg.data.train_path))
+        labelled = not cfg.data.no_labels
+        return ShardImages(shards, transform, numbered=True, labelled=labelled, mixed=mixed)
     if without_labels(cfg):
         return Unlabelled(image_files(*sources(cfg.data.train_path)), transform)
     try:
@@ -154,12 +167,17 @@ def evaluation_datasets(
             shown as the test set is (k-NN).
         mean: per-channel mean for ``dataset: custom``.
         std: per-channel standard deviation for ``dataset: custom``.
-        data_format: image_folder or h5.
+        data_format: image_folder, h5, webdataset or hf.
     """
     if dataset == "custom":
         for_train, for_val = _sized_transforms(image_size, mean, std)
     else:
         for_train, for_val = host.evaluation_transforms(dataset)
+    if data_format in FORMATS:
+        return (
+            ShardImages(open_shards(data_format, train_path), for_train if augment else for_val),
+            ShardImages(open_shards(data_format, val_path), for_val),
+        )
     train, val = host.evaluation_sets(
         dataset,
         (for_train if augment else for_val, for_val),

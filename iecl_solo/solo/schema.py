@@ -175,7 +175,8 @@ class Data:
     """``data:``."""
 
     others: ClassVar[bool] = True
-    format: str = _is(checks.one_of, ("image_folder", "h5", "dali"))
+    format: str = _is(checks.one_of, ("image_folder", "h5", "dali", "webdataset", "hf"))
+    shuffle_shards: int = _is(checks.whole, 0)
     no_labels: bool = _flag()
     fraction: float = _is(checks.number, -1, 1)
     num_workers: int = _is(checks.whole, 0, MOST_WORKERS)

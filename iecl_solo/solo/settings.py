@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from iecl_solo.images import SUFFIXES, image_files
 from iecl_solo.solo import schema
 from iecl_solo.solo.config import plain
 from iecl_solo.solo.host import Host
+from iecl_solo.solo.shards import FORMATS, class_count, open_shards
 
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "stl10": 10, "imagenet": 1000, "imagenet100": 100}
 DATASETS = (*NUM_CLASSES, "custom")
@@ -87,7 +88,7 @@ def sources(path: Any) -> list[str]:
 
 def without_labels(cfg: DictConfig) -> bool:
     """Whether a configuration's images are files of which no class is known."""
-    in_files = cfg.data.get("format") in (None, "image_folder")
+    in_files = cfg.data.get("format") in (None, "image_folder", *FORMATS)
     return bool(cfg.data.get("no_labels")) and cfg.data.dataset in FOLDER_DATASETS and in_files
 
 
@@ -112,6 +113,20 @@ def check_image_folder(key: str, path: str | Path) -> int:
     return total
 
 
+def check_images(key: str, data_format: str, path: str) -> int:
+    """Number of images in a folder of classes, or in shards.
+
+    Raises:
+        IECLError: one line, when they cannot be read.
+    """
+    if data_format not in FORMATS:
+        return check_image_folder(key, path)
+    try:
+        return len(open_shards(data_format, str(path)).labels)
+    except IECLError as error:
+        raise IECLError(f"{key}: {error}") from None
+
+
 def device_count(cfg: DictConfig) -> int:
     """How many devices of one node the configuration asks for."""
     devices = cfg.get("devices", 1)
@@ -134,9 +149,19 @@ def check_data(cfg: DictConfig, *, full_batches: bool = True) -> None:
     """
     check_one_of("data.dataset", cfg.data.dataset, DATASETS)
     check_one_of("data.views", cfg.data.get("views", "per_image"), VIEWS)
-    if cfg.data.dataset not in FOLDER_DATASETS or cfg.data.get("format") in ("h5", "dali"):
+    data_format = cfg.data.get("format")
+    if data_format in FORMATS and cfg.data.dataset not in FOLDER_DATASETS:
+        raise IECLError(
+            f"data.format: {data_format} is not for data.dataset: {cfg.data.dataset}, it is for "
+            f"{', '.join(FOLDER_DATASETS)}"
+        )
+    if cfg.data.dataset not in FOLDER_DATASETS or data_format in ("h5", "dali"):
         return
-    if without_labels(cfg):
+    if data_format in FORMATS:
+        if cfg.data.get("fraction", -1) != -1:
+            raise IECLError(f"data.fraction: not with data.format: {data_format}; leave shards out")
+        images = check_images("data.train_path", data_format, cfg.data.train_path)
+    elif without_labels(cfg):
         try:
             images = len(image_files(*sources(cfg.data.train_path)))
         except IECLError as error:
@@ -144,7 +169,7 @@ def check_data(cfg: DictConfig, *, full_batches: bool = True) -> None:
     else:
         images = check_image_folder("data.train_path", cfg.data.train_path)
     if cfg.data.get("val_path"):
-        check_image_folder("data.val_path", cfg.data.val_path)
+        check_images("data.val_path", data_format or "image_folder", cfg.data.val_path)
     if full_batches and images < cfg.optimizer.batch_size:
         raise IECLError(
             f"optimizer.batch_size: {cfg.optimizer.batch_size} is more than the {images} images "
@@ -187,15 +212,24 @@ def prepare_pretrain(cfg: DictConfig, host: Host) -> DictConfig:
         require(cfg, [f"method_kwargs.{key}" for key in options])
     schema.check_method_options(options, _options(host, cfg.method))
     with host_refusals(f"method '{cfg.method}'"):
-        if not without_labels(cfg):
-            return host.complete(cfg)
-        # the host takes each folder in the path for a class
-        path = cfg.data.train_path
-        with tempfile.TemporaryDirectory() as empty:
-            cfg.data.train_path = empty
-            cfg = host.complete(cfg)
-        cfg.data.train_path = path
-        return cfg
+        return _completed(cfg, host.complete)
+
+
+def _completed(cfg: DictConfig, complete: Callable[[DictConfig], DictConfig]) -> DictConfig:
+    """What the host makes of it, which takes each folder in ``data.train_path`` for a class."""
+    in_shards = cfg.data.get("format") in FORMATS
+    if not in_shards and not without_labels(cfg):
+        return complete(cfg)
+    path = cfg.data.train_path
+    with tempfile.TemporaryDirectory() as stand_in:
+        if in_shards and not cfg.data.get("no_labels"):
+            shards = open_shards(cfg.data.format, str(path))
+            for label in range(class_count(shards)):
+                Path(stand_in, str(label)).mkdir()
+        cfg.data.train_path = stand_in
+        cfg = complete(cfg)
+    cfg.data.train_path = path
+    return cfg
 
 
 def prepare_linear(cfg: DictConfig, host: Host) -> DictConfig:
@@ -218,4 +252,4 @@ def prepare_linear(cfg: DictConfig, host: Host) -> DictConfig:
     check_data(cfg, full_batches=False)
     cfg.name = cfg.get("name") or f"linear-{cfg.data.dataset}"
     with host_refusals("linear evaluation"):
-        return host.complete_linear(cfg)
+        return _completed(cfg, host.complete_linear)

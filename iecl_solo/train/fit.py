@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import errno
 import inspect
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +38,7 @@ from iecl_solo.train.complete import complete, on_cpu, precision
 from iecl_solo.train.keep import KeptCheckpoints, read_newest
 from iecl_solo.train.processes import in_processes, launched, ranks
 from iecl_solo.train.run import Run, versions
-from iecl_solo.train.stop import Signals, Stopped, requeue
+from iecl_solo.train.stop import NOTICES, Signals, Stopped, queued_again
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # what Lightning needs of a checkpoint in order to go on
@@ -282,6 +281,16 @@ def pretrain(cfg: DictConfig) -> Run:
         IECLError: one line for whatever the configuration gets wrong.
         Stopped: when a signal ended the run; it is saved.
     """
+    try:
+        with Signals(
+            NOTICES
+        ).taken():  # training takes more; a job may be told before its first step
+            return _pretrain(cfg)
+    except Stopped as stopped:
+        raise queued_again(stopped) from None
+
+
+def _pretrain(cfg: DictConfig) -> Run:
     host = find_host()
     given = copy.deepcopy(cfg)
     cfg = complete(cfg, host)
@@ -314,11 +323,6 @@ def pretrain(cfg: DictConfig) -> Run:
         if trainer.is_global_zero:
             said = figures(metrics, labelled=not cfg.data.no_labels)
             print(f"{cfg.name}  trained in {duration(cost.seconds)}  {said}", flush=True)
-    except Stopped as stopped:
-        first = os.environ.get("RANK", "0") == "0"
-        if first and stopped.number == 10 and (queued := requeue()) is not None:
-            raise Stopped(stopped.number, f"{stopped.said}; {queued}") from None
-        raise
     except Exception as error:
         told = _one_line(error, run)
         if told is error:

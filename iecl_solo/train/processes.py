@@ -18,7 +18,7 @@ from typing import Any
 
 from iecl_solo.errors import IECLError
 from iecl_solo.quiet import quiet
-from iecl_solo.train.stop import Stopped
+from iecl_solo.train.stop import NOTICES, Stopped
 
 #: Seconds that a process is given to end by itself once another one has failed, or it was told to.
 GRACE = 20.0
@@ -193,7 +193,7 @@ class _Told:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        wanted = (signal.SIGTERM, signal.SIGUSR1)
+        wanted = (signal.SIGTERM, *NOTICES)
         before = {number: signal.signal(number, self) for number in wanted}
         try:
             yield self
@@ -255,5 +255,5 @@ def _raise(codes: Sequence[int | None], said: Sequence[str | None]) -> None:
         if code is not None and code > 128:
             if text is None:
                 raise KeyboardInterrupt
-            raise Stopped(code - 128, text)
+            raise Stopped(code - 128, text, queued=True)  # the first of them has asked
     raise IECLError("a process of the run ended without a word")

@@ -218,6 +218,25 @@ def test_kill_in_the_middle_leaves_the_same_store(local: Path, images: Path, tmp
     pd.testing.assert_frame_equal(rows(tmp_path), rows(local))
 
 
+def test_a_job_that_is_lost_is_one_line_and_the_report_is_written(
+    local: Path, images: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    """As submitit says it of a node that died, and joblib and Ray of a worker."""
+    copy = _copy(local, tmp_path / "copy")
+
+    def lose(*_: Any) -> None:
+        raise RuntimeError("Job 7_1 (task: 0)\nhas not produced any output (state: NODE_FAIL)")
+
+    monkeypatch.setattr("iecl_solo.cli.hydra_app.launch", lose)
+    arguments = [*write(copy, grid(images)), "seeds=[0,1,2]"]
+    with pytest.raises(RuntimeError):  # here there is no launcher that could lose one
+        main(arguments)
+    assert main([*arguments, "hydra/launcher=joblib"]) == 1
+    out, error = capsys.readouterr()
+    assert "a job was lost (has not produced any output (state: NODE_FAIL))" in error
+    assert "report: " in out and len(Store(copy / "out" / STORE).done()) == 4
+
+
 def test_workers_of_one_machine_take_its_gpus_in_turn(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
