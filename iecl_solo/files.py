@@ -24,6 +24,18 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless they are there.
+
+    Raises:
+        IECLError: one line, when it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise IECLError(f"{path}: it cannot be made ({error.strerror or error})") from None
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Where to write what is to stand at ``path``, once it is whole and on the disk.

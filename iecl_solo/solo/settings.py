@@ -22,7 +22,6 @@ from iecl_solo.solo.host import Host
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "stl10": 10, "imagenet": 1000, "imagenet100": 100}
 DATASETS = (*NUM_CLASSES, "custom")
 FOLDER_DATASETS = ("imagenet", "imagenet100", "custom")
-VIEWS = ("per_image", "batched")
 
 _REQUIRED = [
     "method",
@@ -133,7 +132,6 @@ def check_data(cfg: DictConfig, *, full_batches: bool = True) -> None:
         full_batches: whether a batch that is not full is dropped, as in pretraining.
     """
     check_one_of("data.dataset", cfg.data.dataset, DATASETS)
-    check_one_of("data.views", cfg.data.get("views", "per_image"), VIEWS)
     if cfg.data.dataset not in FOLDER_DATASETS or cfg.data.get("format") in ("h5", "dali"):
         return
     if without_labels(cfg):
@@ -177,6 +175,8 @@ def prepare_pretrain(cfg: DictConfig, host: Host) -> DictConfig:
         raise IECLError("augmentations: a list of at least one pipeline is needed")
     method = host.methods.get(cfg.method)
     schema.check(plain(cfg), tuple(getattr(method, "blocks", ())))
+    if cfg.data.get("val_path"):
+        require(cfg, ["optimizer.classifier_lr"])
     check_data(cfg)
     cfg.name = cfg.get("name") or f"{cfg.method}-{cfg.data.dataset}"
     for block in ("backbone.kwargs", "optimizer.kwargs", "method_kwargs", "data.val_path"):
@@ -213,6 +213,7 @@ def prepare_linear(cfg: DictConfig, host: Host) -> DictConfig:
     if cfg.backbone.name not in host.backbones:
         raise unknown_name("backbone", cfg.backbone.name, host.backbones)
     given = plain(cfg)
+    schema.check_steps(given["scheduler"])
     del given["scheduler"]["name"]  # it knows more of them than pretraining does
     schema.check(given)
     check_data(cfg, full_batches=False)

@@ -11,6 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 from iecl_solo.checks import installed
 from iecl_solo.errors import IECLError
 from iecl_solo.solo.settings import FOLDER_DATASETS, check_one_of, device_count
+from iecl_solo.train.processes import launched
+
+#: More processes than this only take each other's cores; 999 would take all memory first.
+MOST_PROCESSES = max(16, 4 * (os.cpu_count() or 1))
 
 #: Logger: the module that it needs, which is also the name of the extra that brings it.
 _LOGGERS = ("tensorboard", "wandb")
@@ -25,6 +29,8 @@ def check_accelerator(cfg: DictConfig) -> None:
     given = cfg.get("accelerator") or "auto"
     known = {name: AcceleratorRegistry[name]["accelerator"] for name in AcceleratorRegistry}
     check_one_of("accelerator", given, ["auto", "gpu", *known])
+    if given == "auto" and not any(known[name].is_available() for name in ("cuda", "mps")):
+        given = "cpu"
     if given == "auto":
         return
     here = [name for name, kind in known.items() if kind.is_available()]
@@ -35,6 +41,25 @@ def check_accelerator(cfg: DictConfig) -> None:
         count = known["cuda"].auto_device_count()
         if device_count(cfg) > count:
             raise IECLError(f"devices: {cfg.devices} is more than the {count} of this machine")
+    if given == "cpu" and device_count(cfg) > MOST_PROCESSES:
+        raise IECLError(
+            f"devices: {cfg.devices} is more than the {MOST_PROCESSES} processes that this "
+            "machine's CPU is given"
+        )
+
+
+def check_nodes(cfg: DictConfig) -> None:
+    """Refuse a run on several machines that was started on one: it would wait for the others.
+
+    Raises:
+        IECLError: one line with what each machine needs.
+    """
+    nodes = int(cfg.get("num_nodes") or 1)
+    if nodes > 1 and not launched() and "MASTER_ADDR" not in os.environ:
+        raise IECLError(
+            f"num_nodes: {nodes} machines, and nothing says where the first one is: start it by "
+            "torchrun or SLURM, or set MASTER_ADDR, MASTER_PORT and NODE_RANK on each"
+        )
 
 
 def check_loggers(cfg: DictConfig) -> None:

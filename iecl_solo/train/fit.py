@@ -15,6 +15,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
@@ -35,6 +36,7 @@ from iecl_solo.train.callbacks.history import History
 from iecl_solo.train.callbacks.seed import StepSeed
 from iecl_solo.train.callbacks.terminal import Terminal, duration, figures
 from iecl_solo.train.callbacks.view_pictures import ViewPictures
+from iecl_solo.train.checks import check_nodes
 from iecl_solo.train.complete import complete, on_cpu, precision
 from iecl_solo.train.keep import KeptCheckpoints, read_newest
 from iecl_solo.train.processes import in_processes, launched, ranks
@@ -97,6 +99,19 @@ def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
         kwargs["strategy"] = "auto"
         kwargs.pop("sync_batchnorm", None)
     return kwargs
+
+
+def make_trainer(**arguments: Any) -> Trainer:
+    """Lightning's Trainer.
+
+    Raises:
+        IECLError: one line with its reason, when it refuses an argument.
+    """
+    try:
+        return Trainer(**arguments)
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise IECLError(f"Lightning's trainer refuses this configuration: {reason}") from error
 
 
 @contextmanager
@@ -223,7 +238,7 @@ def _fit(
                 lambda: not run.lost,
             )
         )
-    trainer = Trainer(
+    trainer = make_trainer(
         **trainer_arguments(cfg)
         | {
             "logger": loggers(cfg, run.folder, run.wandb_id),
@@ -290,6 +305,7 @@ def pretrain(cfg: DictConfig) -> Run:
         run.check()
         print(f"{run.folder} is trained already", flush=True)
         return run
+    check_nodes(cfg)
     devices = device_count(cfg)
     if devices > 1 and not launched():
         in_processes(_rank, plain(given), environments=ranks(devices, cfg.num_nodes))
