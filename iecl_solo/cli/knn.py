@@ -59,6 +59,8 @@ def main(cfg: DictConfig, given: Invocation) -> None:
         data["val_path"],
         image_size=pretrained.cfg.augmentations[0].crop_size,
         data_format=data.get("format", "image_folder"),
+        on_error=data.get("on_error"),
+        workers=cfg.num_workers,
     )
     backbone = load_backbone(pretrained, host)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -99,6 +99,8 @@ def main(cfg: DictConfig, given: Invocation) -> None:
         mean=OmegaConf.select(cfg, "data.augmentations.mean", default=IMAGENET_MEAN),
         std=OmegaConf.select(cfg, "data.augmentations.std", default=IMAGENET_STD),
         data_format=cfg.data.get("format", "image_folder"),
+        on_error=cfg.data.get("on_error"),
+        workers=cfg.data.num_workers,
     )
     folder = pretrained.path.parent
     bar = sys.stderr.isatty()

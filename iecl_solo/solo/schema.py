@@ -218,6 +218,7 @@ class Data:
     train_path: Any = _is(_sources)
     val_path: str = _is(checks.text)
     views: str = _is(checks.one_of, VIEWS)
+    on_error: str = _is(checks.one_of, ("raise", "skip"))
     format: str = _is(checks.one_of, ("image_folder", "h5", "dali"))
     no_labels: bool = _flag()
     fraction: float = _is(_fraction)

@@ -154,6 +154,8 @@ def _validation(cfg: DictConfig, host: Host) -> DataLoader | None:
         cfg.data.val_path,
         image_size=cfg.augmentations[0].crop_size,
         data_format=cfg.data.format,
+        on_error=cfg.data.get("on_error"),
+        workers=cfg.data.num_workers,
     )
     return evaluation_loader(dataset, cfg.optimizer.batch_size, cfg.data.num_workers)
 
@@ -216,6 +218,11 @@ def _fit(
     if found is not None:
         _check_resumable(model, found[1], found[0])
         epoch, batches = progress_of(found[1])
+    if order.images < cfg.optimizer.batch_size:
+        raise IECLError(
+            f"optimizer.batch_size: {cfg.optimizer.batch_size} is more than the {order.images} "
+            "images that decode"
+        )
     order.resume(epoch, batches)
     signals = Signals()
     keep: list[Callback] = [StepSeed(cfg.seed), *callbacks, Finite(lambda: run.kept)]
