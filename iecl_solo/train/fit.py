@@ -26,7 +26,9 @@ from iecl_solo.solo.checkpoint import read_checkpoint
 from iecl_solo.solo.config import parse_block, plain
 from iecl_solo.solo.data import evaluation_datasets, evaluation_loader, pretrain_loader
 from iecl_solo.solo.host import Host, find_host
+from iecl_solo.solo.registry import split_method
 from iecl_solo.solo.settings import device_count
+from iecl_solo.train.callbacks.alike import Alike
 from iecl_solo.train.callbacks.checkpoints import Checkpoints, progress_of
 from iecl_solo.train.callbacks.collapse import Collapse
 from iecl_solo.train.callbacks.cost import CostMonitor
@@ -169,11 +171,22 @@ def _about(cfg: DictConfig, host: Host, run: Run, *, images: int, at: tuple[int,
     start = "from the start"
     if at != (0, 0):
         start = f"goes on at epoch {epoch + 1}" + (f", step {batches + 1}" if batches else "")
+    plain_method = split_method(cfg.method)[1]
+    apart = (
+        [
+            f"{plain_method} of {host.describe()} compares with the images of its own process "
+            f"alone: {count} processes of {cfg.optimizer.batch_size} are not one of "
+            f"{count * cfg.optimizer.batch_size}"
+        ]
+        if count > 1 and host.apart(plain_method)
+        else []
+    )
     return [
         f"{cfg.name}: {cfg.method} with {cfg.backbone.name} ({host.describe()}) on {count} "
         f"{device}, {cfg.precision}",
         f"{images} images, {classes}, {cfg.max_epochs} epochs in batches of "
         f"{cfg.optimizer.batch_size}; {start}; {run.folder}",
+        *apart,
     ]
 
 
@@ -225,7 +238,8 @@ def _fit(
         )
     order.resume(epoch, batches)
     signals = Signals()
-    keep: list[Callback] = [StepSeed(cfg.seed), *callbacks, Finite(lambda: run.kept)]
+    alike = Alike({"data.train_path": order.images, "optimizer.batch_size": order.batch_size})
+    keep: list[Callback] = [StepSeed(cfg.seed), alike, *callbacks, Finite(lambda: run.kept)]
     if OmegaConf.select(cfg, "wandb.enabled", default=False):
         keep.append(LearningRateMonitor("step"))
     monitor = parse_block("monitor", MonitorConfig, cfg.get("monitor"))

@@ -47,8 +47,9 @@ def _seen(method: str, photos: Path, **given: Any) -> tuple[list[int], list[int]
     cfg = complete(_cfg(method, photos, **given), HOST)
     loader, order = seeded(pretrain_loader(cfg, HOST), 5)
     order.resume(1, 0)
-    batches = [(index.tolist(), labels.tolist()) for index, _, labels in loader]
-    return sum((b[0] for b in batches), []), sum((b[1] for b in batches), [])
+    batches = [(index, labels) for index, _, labels in loader]
+    index, labels = (torch.cat(parts).tolist() for parts in zip(*batches, strict=True))
+    return index, labels
 
 
 def test_both_ways_and_both_methods_see_the_same_images(
