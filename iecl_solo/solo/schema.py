@@ -329,6 +329,19 @@ class Switch:
     enabled: bool = _flag()
 
 
+def _block(key: str, given: Any) -> None:
+    if not isinstance(given, Mapping):
+        raise checks.refusal(key, given, "a block of keys")
+
+
+@dataclass
+class Backbone:
+    """``backbone:``; what its ``kwargs`` may be is the network's business."""
+
+    name: str = _is(checks.text)
+    kwargs: dict[str, Any] = _is(_block)
+
+
 @dataclass
 class Pretraining:
     """The whole of it."""
@@ -380,6 +393,7 @@ class Pretraining:
     barebones: Any = _is(_not_given, "the benchmark of kind cost measures a step")
     overfit_batches: Any = _is(_not_given, "data.train_path may name fewer images")
     reload_dataloaders_every_n_epochs: Any = _is(_not_given, "its loader has an order of its own")
+    backbone: Backbone = field(default_factory=Backbone)
     optimizer: Optimizer = field(default_factory=Optimizer)
     scheduler: Scheduler = field(default_factory=Scheduler)
     momentum: Momentum = field(default_factory=Momentum)
@@ -528,7 +542,7 @@ def check_method_options(given: Any, allowed: set[str] | None) -> None:
 
 # blocks that others check, or that are handed on as they are
 _BLOCKS = (
-    *("backbone", "method_kwargs", "augmentations", "monitor"),
+    *("method_kwargs", "augmentations", "monitor"),
     *(
         "evaluation",
         "objectives",
@@ -556,6 +570,8 @@ def knows(key: str, known: tuple[str, ...] = ()) -> bool:
     if first in (*_BLOCKS, "precision", *known) or first in _TRAINER:
         return True
     for part in (first, *rest):
+        if block is Backbone and part != "name":
+            return part == "kwargs"
         by_name = {f.name: f for f in fields(block)} if is_dataclass(block) else {}
         if part not in by_name:
             return False

@@ -149,6 +149,20 @@ def test_a_wrong_setting_is_one_line(key: str, value: object, said: str, images:
     assert key.rpartition(".")[0].partition("[")[0] in message
 
 
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("mocov2plus", "queue_size: 32 is not allowed, a multiple of the 12 images of a step is"),
+        ("iecl_nnclr", "queue_size: 16 is not allowed, a multiple of the 12 images of a step is"),
+        ("wmse", "batch_size: 12 is not allowed, a multiple of method_kwargs.whitening_size, 8"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_one_line(method: str, said: str, images: Path):
+    """Found by fuzzing: solo-learn asserts it without a word, in the first step."""
+    with pytest.raises(IECLError, match=said):
+        build(method, images, optimizer__batch_size=12)
+
+
 def test_what_only_building_shows_is_one_line(images: Path):
     channels = {"name": "timm/resnet18", "kwargs": {"channels": [0, 0, 0, 0]}}
     with pytest.raises(IECLError) as error:
