@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from iecl_solo.errors import IECLError
+from iecl_solo.files import read_json, write_json
+from iecl_solo.images import load_image
 
 #: Changed whenever what the file holds changes.
 _FORMAT = "1"
@@ -146,6 +148,58 @@ def decode(
                 _write(path, _Pixels(read, count), stored, workers)
     records: np.ndarray = np.load(path, mmap_mode="r")
     return Decoded(records["image"], records["size"], records["label"])
+
+
+class _Broken(Dataset):
+    """Whether each of some files does not decode."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> bool:
+        try:
+            load_image(self.files[index])
+        except IECLError:
+            return True
+        return False
+
+
+def undecodable(files: Sequence[Path], root: Path, workers: int = 0) -> set[Path]:
+    """Those of a data set's images that do not decode, looked for now or by an earlier run.
+
+    Every image is decoded once; the answer is kept beside the data set until one of its files
+    changes, so that every run, and every process of one, leaves out the same images.
+
+    Args:
+        files: the images.
+        root: the data set's folder.
+        workers: processes that decode.
+
+    Example:
+        >>> import tempfile
+        >>> root = Path(tempfile.mkdtemp()) / "photos"
+        >>> root.mkdir()
+        >>> _ = (root / "a.png").write_bytes(b"no image")
+        >>> [path.name for path in undecodable([root / "a.png"], root)]
+        ['a.png']
+    """
+    root = root.expanduser().resolve()
+    folder, stem = cache_folder(root), f".{root.name}.undecodable"
+    file = folder / f"{stem}-{fingerprint(files, root)}.json"
+    if not file.is_file():
+        with FileLock(folder / f"{stem}.lock"):
+            if not file.is_file():  # another process may have made it meanwhile
+                for old in folder.glob(f"{stem}-*.json"):
+                    old.unlink(missing_ok=True)
+                print(f"looking for images that do not decode, once, among {len(files)}")
+                loader: Any = DataLoader(_Broken(files), batch_size=None, num_workers=workers)
+                broken = [i for i, is_broken in enumerate(loader) if is_broken]
+                write_json(file, {"undecodable": [os.path.relpath(files[i], root) for i in broken]})
+    names = set(read_json(file)["undecodable"])
+    return {path for path in files if os.path.relpath(path, root) in names}
 
 
 def cache_folder(root: Path) -> Path:

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from iecl_solo import checks
-from iecl_solo.errors import IECLError
+from iecl_solo.errors import CannotWrite, IECLError
+from iecl_solo.files import make_folder
 
 # what the folder was written with; it is written last, so a folder that has it is complete
 _MARKER = ".written"
@@ -108,8 +109,12 @@ def write_digits(
         raise IECLError(
             f"digits: {root} holds something else than {marker}; remove it or name another folder"
         )
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
+    make_folder(root.parent)
+    try:
+        beside = tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent)
+    except OSError as error:
+        raise CannotWrite(f"{root}: it cannot be made ({error.strerror})") from None
+    with beside as temporary:
         new = Path(temporary) / root.name
         _write(new, image_size, test_fraction, seed, classes)
         (new / _MARKER).write_text(marker)

@@ -635,6 +635,7 @@ def save_saib(saib: BaseSAIB, path: str | PathLike[str]) -> None:
 
     state = {name: value.detach().contiguous() for name, value in saib.state_dict().items()}
     options = {"variant": saib.variant, **saib.options}
+    options["sha256"] = _digest(options, state)
     save_file(state, path, metadata={_METADATA_KEY: json.dumps(options)})
 
 
@@ -657,14 +658,28 @@ def load_saib(path: str | PathLike[str]) -> BaseSAIB:
     if _METADATA_KEY not in metadata:
         raise IECLError(f"SAIB file '{path}': a safetensors file, but not of a SAIB")
     try:
-        options = _of_its_variant(json.loads(metadata[_METADATA_KEY]))
+        given = json.loads(metadata[_METADATA_KEY])
+        written = given.pop("sha256", None)  # files of before 0.2 have none
+        if written is not None and written != _digest(given, state):
+            raise IECLError("it is damaged: it is not what was written")
+        options = _of_its_variant(given)
         # meta: no initialisation, so that loading leaves the random state alone
         with torch.device("meta"):
             saib = make_saib(**options)
         saib.load_state_dict(state, assign=True)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise IECLError(f"SAIB file '{path}': {_one_line(error)}") from error
     return saib
+
+
+def _digest(options: dict[str, Any], state: dict[str, Tensor]) -> str:
+    """SHA-256 of all that a file says, since safetensors has no check sum of its own."""
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _of_its_variant(options: dict[str, Any]) -> dict[str, Any]:

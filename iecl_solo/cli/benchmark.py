@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from iecl_solo import checks
 from iecl_solo.cli import hydra_app
 from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.evaluate.corruptions import CORRUPTIONS
@@ -70,7 +71,9 @@ def check(benchmark: BenchmarkConfig) -> None:
         key = (cell.arm, cell.data, repr(cell.axes))
         if key not in seen:
             seen.add(key)
-            complete(configuration(benchmark, cell), host)
+            cfg = complete(configuration(benchmark, cell), host)
+            if (threads := cfg.get("threads")) is not None:
+                checks.whole("threads", threads, 1)
 
 
 def take_gpu(number: int) -> None:
@@ -237,6 +240,8 @@ def run(given: hydra_app.Invocation) -> int:
     own = {f.name for f in fields(BenchmarkConfig)}
     overrides = [f"++{a}" if re.split(r"[.=]", a)[0] in own else a for a in given.overrides]
     benchmark = read_benchmark(hydra_app.without_hydra(hydra_app.composed(given, overrides)))
+    if benchmark.cell is not None:
+        raise IECLError("cell: only the launchers give it; data, arms, axes and seeds choose cells")
     check(benchmark)
     store = Store(Path(str(benchmark.dir)) / STORE)
     _begin(benchmark, store, given.line)

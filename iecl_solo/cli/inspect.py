@@ -25,7 +25,6 @@ def run(args: argparse.Namespace) -> int:
 
     With no option, on the very views that the monitor measured last, so that both say the same.
     """
-    import pandas as pd
 
     from iecl_solo.evaluate.load import first_views, load_method, read_pretrained
     from iecl_solo.evaluate.pictures import (
@@ -40,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from iecl_solo.solo.host import find_host
     from iecl_solo.solo.settings import check_images
     from iecl_solo.train.callbacks.entropy_monitor import MonitorConfig, measure
-    from iecl_solo.train.logs import read_metrics
+    from iecl_solo.train.logs import read_log, read_metrics
     from iecl_solo.train.run import versions
 
     host = find_host()
@@ -71,8 +70,7 @@ def run(args: argparse.Namespace) -> int:
     write_json(to / "inspect.json", {"measures": values, **about})
     plot_singular_values(sigmas(getattr(model, host.online)), to / "singular_values.png")
     if (folder / "monitor.csv").is_file():
-        monitor = pd.read_csv(folder / "monitor.csv")
-        plot_monitor(monitor, read_metrics(folder), to / "entropy.png")
+        plot_monitor(read_log(folder / "monitor.csv"), read_metrics(folder), to / "entropy.png")
     kept = sorted(folder.glob("saib-epoch-*.safetensors"))
     if kept:
         chosen = [*kept[:: max(1, len(kept) // 4)], kept[-1]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any
 
 import torch
@@ -11,51 +10,43 @@ from omegaconf import DictConfig, OmegaConf
 
 from iecl_solo.cli.hydra_app import Invocation
 from iecl_solo.errors import IECLError
-from iecl_solo.evaluate.knn import DISTANCES, extract_features, knn_accuracies
+from iecl_solo.evaluate.knn import extract_features, knn_accuracies
 from iecl_solo.evaluate.load import load_backbone, read_pretrained
 from iecl_solo.files import write_json
 from iecl_solo.solo.config import plain
 from iecl_solo.solo.data import evaluation_datasets, evaluation_loader
 from iecl_solo.solo.host import find_host
+from iecl_solo.solo.schema import Neighbours, check_block
 from iecl_solo.solo.settings import (
+    DATASETS,
     FOLDER_DATASETS,
     check_images,
     check_one_of,
-    check_positive_int,
     require,
 )
 from iecl_solo.train.run import versions
+
+_LISTS = ("k", "temperature", "distance_function", "feature_type")
 
 
 def _listed(cfg: DictConfig, key: str) -> list[Any]:
     """The values of a key that takes several; one alone is a list of one."""
     value = plain(cfg.get(key))
-    values = value if isinstance(value, list) else [value]
-    if not values or None in values:
-        raise IECLError(f"{key}: {value!r} is not allowed, a list of at least one value is")
-    cfg[key] = values
-    return values
+    return value if isinstance(value, list) else [value]
 
 
 def main(cfg: DictConfig, given: Invocation) -> None:
     """Print the accuracy for every combination of k, temperature and distance; save them."""
     OmegaConf.set_struct(cfg, False)
-    require(cfg, ["pretrained_feature_extractor"])
-    check_positive_int(cfg, "batch_size")
-    for distance in _listed(cfg, "distance_function"):
-        check_one_of("distance_function", distance, DISTANCES)
-    for k in _listed(cfg, "k"):
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise IECLError(f"k: {k!r} is not allowed, whole numbers from 1 up are")
-    for t in _listed(cfg, "temperature"):
-        if isinstance(t, bool) or not isinstance(t, (int, float)) or not 0 < t < math.inf:
-            raise IECLError(f"temperature: {t!r} is not allowed, numbers above 0 are")
-    if _listed(cfg, "feature_type") != ["backbone"]:
-        raise IECLError(f"feature_type: {list(cfg.feature_type)} is not allowed, [backbone] is")
+    require(cfg, ["pretrained_feature_extractor", *_LISTS, "batch_size", "num_workers"])
+    check_block("", Neighbours, plain(cfg))
+    for key in _LISTS:
+        cfg[key] = _listed(cfg, key)
     host = find_host()
     pretrained = read_pretrained(cfg.pretrained_feature_extractor)
     own = {k: v for k, v in (cfg.get("data") or {}).items() if v is not None}
     data: dict[str, Any] = {**plain(pretrained.cfg.data), **own}
+    check_one_of("data.dataset", data["dataset"], DATASETS)
     for key in ("train_path", "val_path"):
         if data.get(key) is None:
             raise IECLError(f"data.{key}: no value is given, and the checkpoint has none")
@@ -68,6 +59,8 @@ def main(cfg: DictConfig, given: Invocation) -> None:
         data["val_path"],
         image_size=pretrained.cfg.augmentations[0].crop_size,
         data_format=data.get("format", "image_folder"),
+        on_error=data.get("on_error"),
+        workers=cfg.num_workers,
     )
     backbone = load_backbone(pretrained, host)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -75,6 +68,11 @@ def main(cfg: DictConfig, given: Invocation) -> None:
         extract_features(backbone, evaluation_loader(s, cfg.batch_size, cfg.num_workers), device)
         for s in (train_set, test_set)
     )
+    if too_many := [k for k in cfg.k if k > len(train[0])]:
+        if given.gives("k"):
+            raise IECLError(f"k: {too_many[0]} is more than the {len(train[0])} training images")
+        cfg.k = [k for k in cfg.k if k not in too_many] or [len(train[0])]
+        print(f"k: without {too_many}, the training images are {len(train[0])}")
     rows = []
     for distance in cfg.distance_function:
         temperatures = cfg.temperature if distance == "cosine" else [cfg.temperature[0]]

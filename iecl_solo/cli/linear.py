@@ -22,7 +22,7 @@ from iecl_solo.solo.host import Host, find_host
 from iecl_solo.solo.settings import check_one_of, device_count, prepare_linear, require
 from iecl_solo.train.callbacks.terminal import Terminal
 from iecl_solo.train.fit import loggers, trainer_arguments
-from iecl_solo.train.run import versions
+from iecl_solo.train.run import check_name, versions
 
 #: Learning rates for 256 images a batch, out of which one is chosen where none is given.
 GRID = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -78,6 +78,8 @@ def main(cfg: DictConfig, given: Invocation) -> None:
     pretrained = read_pretrained(cfg.pretrained_feature_extractor)
     _fill(cfg, pretrained.cfg, given)
     check_one_of("scheduler.name", OmegaConf.select(cfg, "scheduler.name"), SCHEDULERS)
+    if cfg.get("name"):
+        check_name(cfg.name)  # it names a file
     if device_count(cfg) > 1:
         raise IECLError(f"devices: {cfg.devices} is not allowed, a linear evaluation runs on one")
     choose = cfg.optimizer.get("lr") is None or not given.gives("optimizer.lr")
@@ -97,6 +99,8 @@ def main(cfg: DictConfig, given: Invocation) -> None:
         mean=OmegaConf.select(cfg, "data.augmentations.mean", default=IMAGENET_MEAN),
         std=OmegaConf.select(cfg, "data.augmentations.std", default=IMAGENET_STD),
         data_format=cfg.data.get("format", "image_folder"),
+        on_error=cfg.data.get("on_error"),
+        workers=cfg.data.num_workers,
     )
     folder = pretrained.path.parent
     bar = sys.stderr.isatty()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, seed_everything
 from omegaconf import DictConfig
 from torch import nn
 from torch.utils.data import Dataset
@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from iecl_solo.solo.build import build_linear
 from iecl_solo.solo.data import evaluation_loader
 from iecl_solo.solo.host import Host
+from iecl_solo.train.fit import make_trainer
 
 
 def linear_accuracy(
@@ -38,7 +39,7 @@ def linear_accuracy(
     seed_everything(cfg.seed, workers=True, verbose=False)
     model = build_linear(cfg, backbone, host)
     batch, workers = cfg.optimizer.batch_size, cfg.data.num_workers
-    trainer = Trainer(
+    trainer = make_trainer(
         **trainer_arguments
         | {
             "callbacks": callbacks,

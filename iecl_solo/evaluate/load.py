@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from iecl_solo import checks
 from iecl_solo.errors import IECLError
 from iecl_solo.files import read_json
 from iecl_solo.order import seeded
@@ -47,6 +48,7 @@ def read_pretrained(path: str | Path) -> Pretrained:
     Raises:
         IECLError: one line, for what is missing or cannot be read.
     """
+    checks.text("pretrained_feature_extractor", path)
     file = Path(path).expanduser()
     if file.is_dir():
         found = sorted(file.glob("*.ckpt"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from iecl_solo import checks
 from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.corruptions import CORRUPTIONS, SEVERITIES
+from iecl_solo.evaluate.knn import DISTANCES
+from iecl_solo.evaluate.transfer import names
 
 
 @dataclass
@@ -127,8 +130,8 @@ class DenseProtocol:
             checks.one_of("dense.torchvision", self.torchvision, SEGMENTATION)
         for name in ("size", "max_epochs", "batch_size", "lr"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise IECLError(f"dense.{name}: {value} is not above 0")
+            if value is not None:
+                checks.number(f"dense.{name}", value, 0, above=True)
 
 
 @dataclass
@@ -165,6 +168,25 @@ class EvaluationConfig:
             checks.one_of("evaluation.measures", name, MEASURES)
         if "dense_miou" in self.measures and self.dense.root is None:
             raise IECLError("evaluation.dense.root: no value is given, dense_miou needs one")
+        checks.one_of("evaluation.knn.distance", self.knn.distance, DISTANCES)
+        checks.number("evaluation.knn.temperature", self.knn.temperature, 0, above=True)
+        checks.whole("evaluation.linear.max_epochs", self.linear.max_epochs, 0)
+        checks.whole("evaluation.finetune.max_epochs", self.finetune.max_epochs, 1)
+        trained: dict[str, LinearProtocol | FinetuneProtocol] = {
+            "linear": self.linear,
+            "finetune": self.finetune,
+        }
+        for name, part in trained.items():
+            checks.whole(f"evaluation.{name}.batch_size", part.batch_size, 1)
+            checks.number(f"evaluation.{name}.weight_decay", part.weight_decay, 0)
+            for lr in part.lr:
+                checks.number(f"evaluation.{name}.lr", lr, 0, above=True)
+        try:
+            re.compile(self.retrieval.pattern or "")
+        except re.error as error:
+            raise IECLError(
+                f"evaluation.retrieval.pattern: no regular expression: {error}"
+            ) from None
         for name, count in vars(self.label_free).items():
             checks.whole(f"evaluation.label_free.{name}", count, 2)
         checks.number("evaluation.held_out", self.held_out, 0, 0.99, above=True)
@@ -185,10 +207,15 @@ class EvaluationConfig:
         for share in self.finetune.fractions:
             checks.number("evaluation.finetune.fractions", share, 0, 1, above=True)
         for name, data in self.datasets.items():
+            if not isinstance(data, dict):
+                raise checks.refusal(f"evaluation.datasets.{name}", data, "a block of keys")
             known = "torchvision" in data
             wanted = {"torchvision", "root"} if known else {"dataset", "train_path", "val_path"}
             if missing := wanted - set(data):
                 raise IECLError(f"evaluation.datasets.{name}: {sorted(missing)} missing")
+            if known:
+                own = f"evaluation.datasets.{name}.torchvision"
+                checks.one_of(own, data["torchvision"], names())
 
 
 def decay_epochs(max_epochs: int) -> list[int]:

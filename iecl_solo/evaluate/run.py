@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms
 
+from iecl_solo.decoded import undecodable
 from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.corruptions import CORRUPTIONS, check_library, corrupted
 from iecl_solo.evaluate.dense import dense_miou, masked_sets, square
@@ -139,6 +141,8 @@ class _Evaluation:
             image_size=self.cfg.augmentations[0].crop_size,
             augment=augment,
             data_format=self.data.get("format", "image_folder"),
+            on_error=self.cfg.data.get("on_error"),
+            workers=self.cfg.data.num_workers,
         )
 
     def _features(self, dataset: Any) -> Labelled:
@@ -290,6 +294,10 @@ def _unlabelled(cfg: DictConfig, host: Host, most: int) -> Images:
         count = len(shards.labels)
         return Images(range(count)[:: max(1, count // most)][:most], shown, shards.read)
     files = image_files(*sources(cfg.data.train_path))
+    if cfg.data.get("on_error") == "skip":
+        root = Path(sources(cfg.data.train_path)[0])
+        broken = undecodable(files, root, cfg.data.num_workers)
+        files = [file for file in files if file not in broken]
     return Images(files[:: max(1, len(files) // most)][:most], shown)
 
 

@@ -17,12 +17,13 @@ from iecl_solo.evaluate.pictures import plot_curves, plot_saib
 from iecl_solo.evaluate.protocol import EvaluationConfig
 from iecl_solo.evaluate.run import EVALUATION, evaluate
 from iecl_solo.experiments.store import STORE, Store
-from iecl_solo.files import read_json
+from iecl_solo.files import make_folder, read_json
 from iecl_solo.solo.build import build_model
 from iecl_solo.solo.config import parse_block, plain
 from iecl_solo.solo.data import pretrain_loader
 from iecl_solo.solo.host import find_host
 from iecl_solo.solo.registry import OBJECTIVES, choose_objectives, query_name, split_method
+from iecl_solo.solo.schema import Compare, check_block
 from iecl_solo.solo.settings import require
 from iecl_solo.solo.wrapper import transforming
 from iecl_solo.train.complete import complete
@@ -184,6 +185,7 @@ def compare(cfg: DictConfig) -> Comparison:
     require(cfg, ["method", "data.dataset"])
     if not OmegaConf.select(cfg, "data.no_labels", default=False):
         require(cfg, ["data.val_path"])
+    check_block("compare.", Compare, plain(cfg.get("compare")) or {})
     choose_objectives(cfg)
     both = pair(cfg)
     title = str(both[0].get("name") or both[0].method)
@@ -205,5 +207,5 @@ def compare(cfg: DictConfig) -> Comparison:
     carried, _ = split_method(both[1].method)
     # one baseline, and a report for each variant that is compared with it
     report = folder if carried == [OBJECTIVES[0].name] else folder / "_".join(carried)
-    report.mkdir(parents=True, exist_ok=True)
+    make_folder(report)
     return Comparison(title, report, runs, table(runs))

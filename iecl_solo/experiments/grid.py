@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -16,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from iecl_solo.digits import write_digits, write_masks
 from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.experiments.throughput import installed
+from iecl_solo.solo import schema
 from iecl_solo.solo.config import flatten, parse_block, plain
-from iecl_solo.solo.registry import choose_objectives
+from iecl_solo.solo.registry import OBJECTIVES, choose_objectives
 from iecl_solo.train.compose import compose_pretrain
 
 KINDS = ("training", "cost", "throughput")
@@ -132,6 +134,10 @@ def read_benchmark(cfg: Mapping[str, Any] | DictConfig) -> BenchmarkConfig:
     for key in ("name", "question", "arms", "data", "seeds", "measures"):
         if getattr(benchmark, key) in ("???", {}, []):
             raise IECLError(f"{key}: no value is given (preset {preset})")
+    if Path(benchmark.name).name != benchmark.name:
+        raise IECLError(f"name: {benchmark.name!r} is not allowed, a folder's name is")
+    if twice := sorted({m for m in benchmark.measures if benchmark.measures.count(m) > 1}):
+        raise IECLError(f"measures: {twice[0]} is given twice")
     if benchmark.kind not in KINDS:
         raise unknown_name("kind", benchmark.kind, KINDS)
     if repeated := sorted({s for s in benchmark.seeds if benchmark.seeds.count(s) > 1}):
@@ -147,6 +153,8 @@ def read_benchmark(cfg: Mapping[str, Any] | DictConfig) -> BenchmarkConfig:
     for key, values in benchmark.axes.items():
         if not isinstance(values, list) or not values:
             raise IECLError(f"axes.{key}: {values!r} is not a list of values")
+        if any(values.count(value) > 1 for value in values):
+            raise IECLError(f"axes.{key}: {values!r} names a value twice, each is one run")
     for name, data in benchmark.data.items():
         if not isinstance(data, dict) or "config" not in data:
             raise IECLError(f"data.{name}: no config is given")
@@ -226,15 +234,18 @@ def write_data(benchmark: BenchmarkConfig) -> None:
 
 
 def _check_key(where: str, key: str, composed: list[str]) -> None:
-    """Refuse a key that is nearly one of the configuration's own, and would be read by no one."""
+    """Refuse a key that no one reads: each of its values would be the same run again."""
     if any(own == key or own.startswith(f"{key}.") for own in composed):
+        return
+    blocks = tuple(objective.name for objective in OBJECTIVES)
+    if schema.knows(key, blocks) or key == "threads":  # which throughput reads
         return
     parent, _, last = key.rpartition(".")
     beside = {own.removeprefix(f"{parent}.") for own in composed if own.startswith(f"{parent}.")}
     names = {own.partition(".")[0] for own in (beside if parent else composed)}
     near = difflib.get_close_matches(last, names, 1, 0.8)
-    if near and last not in names:
-        raise IECLError(f"unknown key {where}{key}: did you mean '{near[0]}'?")
+    hint = f" did you mean '{near[0]}'?" if near else " no run reads it"
+    raise IECLError(f"unknown key {where}{key}:{hint}")
 
 
 def configuration(benchmark: BenchmarkConfig, cell: Cell) -> DictConfig:

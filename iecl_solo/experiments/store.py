@@ -32,7 +32,7 @@ import pandas as pd
 from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 
 from iecl_solo.errors import IECLError
-from iecl_solo.files import read_json, replacing, write_json
+from iecl_solo.files import read_summed, replacing, write_summed
 
 STORE = "rows"
 
@@ -110,7 +110,7 @@ class Store:
                     f"{self.path} holds a benchmark with another {name} ({old[name]} there, "
                     f"{meta[name]} here); give another dir=... or delete it"
                 )
-        write_json(self.path / _META, {**old, **meta})
+        write_summed(self.path / _META, {**old, **meta})
 
     def clear(self) -> None:
         """Forget every row; the runs, of which they are made anew, stay."""
@@ -192,10 +192,10 @@ class Store:
         return self.path / f"{cell}.json"
 
     def _write(self, row: Mapping[str, Any]) -> None:
-        write_json(self._file(row["id"]), row)
+        write_summed(self._file(row["id"]), row)
 
     def _row(self, cell: str) -> dict[str, Any]:
-        return read_json(self._file(cell))
+        return _read_row(self._file(cell))
 
     def _status(self, cell: str) -> str | None:
         return self._row(cell)["status"] if self._file(cell).is_file() else None
@@ -203,12 +203,12 @@ class Store:
     def rows(self) -> list[dict[str, Any]]:
         """Every cell's row by the order of ids; without ``metrics`` and ``curves`` until done."""
         files = sorted(self.path.glob("*.json"), key=lambda path: path.stem)
-        return [read_json(path) for path in files if path.name != _META]
+        return [_read_row(path) for path in files if path.name != _META]
 
     def meta(self) -> dict[str, Any]:
         """What ``begin`` recorded."""
         path = self.path / _META
-        return read_json(path) if path.is_file() else {}
+        return read_summed(path) if path.is_file() else {}
 
     def done(self) -> set[str]:
         """Ids of the finished cells."""
@@ -253,6 +253,19 @@ class Store:
                     out.writerows(_lines(row))
 
 
+def _read_row(path: Path) -> dict[str, Any]:
+    """A row, or one line that says how it is had again."""
+    try:
+        row = read_summed(path)
+    except IECLError as error:
+        raise IECLError(
+            f"{error}; delete it, and the same benchmark makes it again of its run"
+        ) from None
+    if missing := sorted({*_IDENTITY, "status"} - row.keys()):
+        raise IECLError(f"{path}: it is no row of a benchmark ({missing[0]} is missing)")
+    return row
+
+
 def _lines(row: Mapping[str, Any]) -> Iterable[list[Any]]:
     same = [row[name] for name in _IDENTITY]
     same[_IDENTITY.index("axes")] = json.dumps(row["axes"], sort_keys=True)
@@ -290,7 +303,7 @@ def read_rows(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         if not lines and not commented:
             raise IECLError(f"rows {path}: it is empty")
         return meta, _grouped(lines)
-    except (ValueError, KeyError, csv.Error) as error:
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
         if isinstance(error, IECLError):
             raise
         raise IECLError(f"rows {path}: it is no CSV of a benchmark's rows ({error})") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch import LightningModule
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -10,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from iecl_solo.errors import IECLError
 from iecl_solo.solo.host import Host, find_host
 from iecl_solo.solo.infonce import use_blocked_infonce
-from iecl_solo.solo.settings import host_refusals
+from iecl_solo.solo.settings import device_count, host_refusals
 
 
 def build_model(cfg: DictConfig, host: Host | None = None) -> LightningModule:
@@ -31,9 +33,28 @@ def build_model(cfg: DictConfig, host: Host | None = None) -> LightningModule:
             raise IECLError(
                 f"method '{cfg.method}': its layer {name} has no weight (backbone.kwargs)"
             )
+    _check_batch(model, cfg)
     if OmegaConf.select(cfg, "performance.blocked_infonce", default=False):
         use_blocked_infonce(model, host)
     return model
+
+
+def _check_batch(model: LightningModule, cfg: DictConfig) -> None:
+    """Refuse a batch that the host would refuse in its first step, by a bare assertion."""
+    own = cfg.optimizer.batch_size
+    joint = own * device_count(cfg) * int(cfg.get("num_nodes") or 1)
+    whole: Any = model
+    queued = any(hasattr(model, name) for name in ("_dequeue_and_enqueue", "dequeue_and_enqueue"))
+    if queued and (size := int(whole.queue_size)) % joint:
+        raise IECLError(
+            f"method_kwargs.queue_size: {size} is not allowed, a multiple of the {joint} images "
+            "of a step is"
+        )
+    if (size := int(getattr(model, "whitening_size", 1))) and own % size:
+        raise IECLError(
+            f"optimizer.batch_size: {own} is not allowed, a multiple of "
+            f"method_kwargs.whitening_size, {size}, is"
+        )
 
 
 def build_linear(cfg: DictConfig, backbone: nn.Module, host: Host) -> LightningModule:

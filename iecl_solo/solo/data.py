@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from iecl_solo.augment import FrozenSAIB
+from iecl_solo.decoded import undecodable
 from iecl_solo.errors import IECLError
 from iecl_solo.images import image_files, load_image
 from iecl_solo.order import EpochOrder
@@ -94,17 +97,51 @@ def pretrain_set(cfg: DictConfig, host: Host, transform: Any) -> Any:
     if cfg.data.format in FORMATS:
         mixed = cfg.data.get("shuffle_shards", MIXED)
         shards = open_shards(cfg.data.format, str(cfg.data.train_path))
-        labelled = not cfg.data.no_labels
-        return ShardImages(shards, transform, numbered=True, labelled=labelled, mixed=mixed)
+        named = not cfg.data.no_labels
+        return ShardImages(shards, transform, numbered=True, labelled=named, mixed=mixed)
+    paths, workers = sources(cfg.data.train_path), cfg.data.num_workers
+    skips = cfg.data.get("on_error") == "skip"
     if without_labels(cfg):
-        return Unlabelled(image_files(*sources(cfg.data.train_path)), transform)
+        found = Unlabelled(image_files(*paths), transform)
+        return _decodable("data.train_path", found, paths[0], workers) if skips else found
     try:
-        return _named_errors(host.pretrain_set(cfg, transform))
+        labelled = _named_errors(host.pretrain_set(cfg, transform))
+        return _decodable("data.train_path", labelled, paths[0], workers) if skips else labelled
     except (OSError, RuntimeError) as error:  # a download that fails raises either
         reason = " ".join(str(error).split())
         raise IECLError(
             f"data.train_path: {cfg.data.train_path}: {cfg.data.dataset} cannot be read ({reason})"
         ) from error
+
+
+def _decodable(key: str, dataset: Any, root: str, workers: int) -> Any:
+    """A data set without the images that do not decode, which are counted in a line.
+
+    Raises:
+        IECLError: one line, when its images are no files, or none of them decodes.
+    """
+    kept = "samples" if hasattr(dataset, "samples") else "images"
+    if not isinstance(dataset, Unlabelled) and kept == "images":
+        raise IECLError("data.on_error: skip is for folders of images")
+    entries = getattr(dataset, kept)
+    files = [Path(entry[0] if kept == "samples" else entry) for entry in entries]
+    broken = undecodable(files, Path(root), workers)
+    if not broken:
+        return dataset
+    if len(broken) == len(files):
+        raise IECLError(f"{key}: {root}: none of its {len(files)} images decodes")
+    left = [i for i, file in enumerate(files) if file not in broken]
+    for name in {kept, "imgs", "targets"} & set(vars(dataset)):
+        values = getattr(dataset, name)
+        if len(values) == len(files):  # not after data.fraction, which shortens samples alone
+            setattr(dataset, name, [values[i] for i in left])
+    first = os.path.relpath(min(broken), Path(root).expanduser())
+    rank_zero_only(print)(
+        f"{key}: {len(broken)} of {len(files)} images do not decode and are skipped, the first "
+        f"is {first}",
+        flush=True,
+    )
+    return dataset
 
 
 class Unlabelled(Dataset):
@@ -154,6 +191,8 @@ def evaluation_datasets(
     mean: Any = IMAGENET_MEAN,
     std: Any = IMAGENET_STD,
     data_format: str = "image_folder",
+    on_error: str | None = None,
+    workers: int = 0,
 ) -> tuple[Dataset, Dataset]:
     """Train and test set for evaluation, through the host's own ``prepare_datasets``.
 
@@ -168,6 +207,8 @@ def evaluation_datasets(
         mean: per-channel mean for ``dataset: custom``.
         std: per-channel standard deviation for ``dataset: custom``.
         data_format: image_folder, h5, webdataset or hf.
+        on_error: "skip" leaves out images that do not decode; otherwise they are an error.
+        workers: processes that look for them.
     """
     if dataset == "custom":
         for_train, for_val = _sized_transforms(image_size, mean, std)
@@ -184,7 +225,11 @@ def evaluation_datasets(
         (train_path, val_path),
         data_format,
     )
-    return _named_errors(train), _named_errors(val)
+    train, val = _named_errors(train), _named_errors(val)
+    if on_error == "skip" and hasattr(train, "samples"):
+        train = _decodable("data.train_path", train, train_path, workers)
+        val = _decodable("data.val_path", val, val_path, workers)
+    return train, val
 
 
 def evaluation_loader(

@@ -130,6 +130,14 @@ class Host(ABC):
             IECLError: when this model forms all pairs before it calls its loss.
         """
 
+    def apart(self, method: str) -> bool:
+        """Whether a method compares with the images of its own process alone.
+
+        Several processes are then not the one that has their joint batch: there are fewer
+        negatives.
+        """
+        return False
+
     @abstractmethod
     def options(self, method: str) -> set[str] | None:
         """The ``method_kwargs`` that a method of the host's reads; None if that is not known."""

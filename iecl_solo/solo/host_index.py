@@ -227,6 +227,9 @@ class Index(Host):
         size = left.get("crop_size", 224)
         return Given(args, left, found, size if isinstance(size, int) else size[0])
 
+    def apart(self, method: str) -> bool:
+        return method in ("simclr", "nnclr")
+
     def options(self, method: str) -> set[str] | None:
         return _own_options(self.methods[method])
 

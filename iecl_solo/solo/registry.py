@@ -6,7 +6,7 @@ from itertools import combinations
 
 from omegaconf import DictConfig
 
-from iecl_solo import methods
+from iecl_solo import checks, methods
 from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.methods.minc import MINC
 from iecl_solo.methods.protocol import Method
@@ -113,6 +113,7 @@ def choose_objectives(cfg: DictConfig) -> None:
         IECLError: one line, for a name that is no objective.
     """
     given = plain(cfg.pop("objectives", None))
+    checks.text("method", plain(cfg.method))
     if given is None:
         return
     names = [objective.name for objective in OBJECTIVES]

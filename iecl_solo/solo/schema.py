@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
-from lightning.pytorch.strategies import StrategyRegistry
 
 from iecl_solo import checks
 from iecl_solo.errors import IECLError
@@ -31,6 +30,14 @@ OPTIMIZERS = {
     "adamw": ("betas", "eps", "amsgrad"),
 }
 SCHEDULERS = ("warmup_cosine", "step", "none")
+VIEWS = ("per_image", "batched")
+#: Those in which every process holds the whole model. The processes are this package's to start.
+STRATEGIES = (
+    "auto",
+    "ddp",
+    "ddp_find_unused_parameters_false",
+    "ddp_find_unused_parameters_true",
+)
 #: More processes than this read no image faster on any machine; to start them takes minutes.
 MOST_WORKERS = max(64, 4 * (os.cpu_count() or 1))
 # a key that is not known and looks like one that is was misspelt
@@ -48,6 +55,8 @@ def _devices(key: str, given: Any) -> None:
                 raise checks.refusal(key, given, allowed)
             for index in given:
                 checks.whole(key, index, 0)
+            if len(set(given)) < len(given):
+                raise checks.refusal(key, given, "a list without repetitions")
         else:
             checks.whole(key, given, 1)
     except ValueError:  # of int, or of a check: an IECLError is one
@@ -58,18 +67,48 @@ def _accelerator(key: str, given: Any) -> None:
     checks.one_of(key, given, ["auto", "gpu", *AcceleratorRegistry.available_accelerators()])
     if given == "auto":
         return
-    if given == "gpu":
-        there = any(AcceleratorRegistry.get(name).is_available() for name in ("cuda", "mps"))
-    else:
-        there = AcceleratorRegistry.get(given).is_available()
-    if not there:
-        usual = ("cpu", "cuda", "mps")
-        here = [name for name in usual if AcceleratorRegistry.get(name).is_available()]
+    # the class: an accelerator's constructor may import a library that is not installed
+    known = {name: AcceleratorRegistry[name]["accelerator"] for name in AcceleratorRegistry}
+    wanted = ("cuda", "mps") if given == "gpu" else (given,)
+    if not any(known[name].is_available() for name in wanted):
+        here = [name for name in ("cpu", "cuda", "mps") if known[name].is_available()]
         raise IECLError(f"{key}: {given} is not on this machine, {' or '.join(here)} is")
 
 
-def _strategy(key: str, given: Any) -> None:
-    checks.one_of(key, given, ["auto", *StrategyRegistry.available_strategies()])
+def _sources(key: str, given: Any) -> None:
+    """A folder or a file, or several of them."""
+    for path in given if isinstance(given, list) and given else [given]:
+        checks.text(key, path)
+
+
+def _fraction(key: str, given: Any) -> None:
+    if given != -1:
+        checks.number(key, given, 0, 1, above=True)
+        if given == 1:
+            raise checks.refusal(key, given, "a number between 0 and 1, or -1 for all images,")
+
+
+def _name(key: str, given: Any) -> None:
+    if isinstance(given, bool) or not isinstance(given, (str, int)):
+        raise checks.refusal(key, given, "a text")
+
+
+def _limit(key: str, given: Any) -> None:
+    """Lightning's limits of steps: -1 for none."""
+    if given != -1:
+        checks.whole(key, given, 1)
+
+
+def _colours(key: str, given: Any, *, above: bool = False) -> None:
+    if not isinstance(given, list) or len(given) != 3:
+        raise checks.refusal(key, given, "a list of three numbers")
+    for value in given:
+        checks.number(key, value, 0 if above else None, above=above)
+
+
+def _not_given(key: str, given: Any, instead: str) -> None:
+    """A key of Lightning's trainer that a run sets by itself."""
+    raise IECLError(f"{key}: {given!r} is not allowed, a run sets it by itself: {instead}")
 
 
 def _steps(key: str, given: Any) -> None:
@@ -175,10 +214,15 @@ class Data:
     """``data:``."""
 
     others: ClassVar[bool] = True
+    dataset: str = _is(checks.text)
+    train_path: Any = _is(_sources)
+    val_path: str = _is(checks.text)
+    views: str = _is(checks.one_of, VIEWS)
+    on_error: str = _is(checks.one_of, ("raise", "skip"))
     format: str = _is(checks.one_of, ("image_folder", "h5", "dali", "webdataset", "hf"))
     shuffle_shards: int = _is(checks.whole, 0)
     no_labels: bool = _flag()
-    fraction: float = _is(checks.number, -1, 1)
+    fraction: float = _is(_fraction)
     num_workers: int = _is(checks.whole, 0, MOST_WORKERS)
     image_size: int = _is(checks.whole, 1)
 
@@ -222,7 +266,6 @@ class Learned:
 class Pipeline:
     """One of ``augmentations:``."""
 
-    others: ClassVar[bool] = True
     rrc: Crop = field(default_factory=Crop)
     color_jitter: Jitter = field(default_factory=Jitter)
     grayscale: Chance = field(default_factory=Chance)
@@ -231,18 +274,25 @@ class Pipeline:
     equalization: Chance = field(default_factory=Chance)
     horizontal_flip: Chance = field(default_factory=Chance)
     saib: Learned = field(default_factory=Learned)
+    mean: list[float] = _is(_colours)
+    std: list[float] = _is(_colours, above=True)
     crop_size: int = _is(checks.whole, 1)
     num_crops: int = _is(checks.whole, 1)
+
+
+#: What both hosts read of each pipeline without asking whether it is there.
+_OF_EACH_PIPELINE = tuple(f.name for f in fields(Pipeline) if f.name not in ("saib", "mean", "std"))
 
 
 @dataclass
 class Checkpoint:
     """``checkpoint:``."""
 
-    others: ClassVar[bool] = True
     enabled: bool = _flag()
     dir: str = _is(checks.folder_to_write)
     frequency: int = _is(checks.whole, 1)
+    every_n_steps: int = _is(checks.whole, 0)
+    keep: int = _is(checks.whole, 1)
     keep_prev: bool = _flag()
 
 
@@ -250,16 +300,22 @@ class Checkpoint:
 class Performance:
     """``performance:``."""
 
-    others: ClassVar[bool] = True
     disable_channel_last: bool = _flag()
     compile: bool = _flag()
+    blocked_infonce: bool = _flag()
+
+
+@dataclass
+class Compare:
+    """``compare:``."""
+
+    dir: str = _is(checks.folder_to_write)
 
 
 @dataclass
 class Logger:
     """``csv:``, ``tensorboard:`` and ``wandb:``."""
 
-    others: ClassVar[bool] = True
     enabled: bool = _flag()
     project: str = _is(checks.text)
     entity: str = _is(checks.text)
@@ -274,22 +330,71 @@ class Switch:
     enabled: bool = _flag()
 
 
+def _block(key: str, given: Any) -> None:
+    if not isinstance(given, Mapping):
+        raise checks.refusal(key, given, "a block of keys")
+
+
+@dataclass
+class Backbone:
+    """``backbone:``; what its ``kwargs`` may be is the network's business."""
+
+    name: str = _is(checks.text)
+    kwargs: dict[str, Any] = _is(_block)
+
+
 @dataclass
 class Pretraining:
     """The whole of it."""
 
     others: ClassVar[bool] = True
+    name: str = _is(_name)
     method: str = _is(checks.text)
     seed: int = _is(checks.whole, 0, 2**32 - 1)
     max_epochs: int = _is(checks.whole, 1)
     num_nodes: int = _is(checks.whole, 1)
     devices: Any = _is(_devices)
     accelerator: str = _is(_accelerator)
-    strategy: str = _is(_strategy)
+    strategy: str = _is(checks.one_of, STRATEGIES)
     sync_batchnorm: bool = _flag()
+    debug_augmentations: bool = _flag()
+    finetune: bool = _flag()
+    pretrain_method: str = _is(checks.text)
+    pretrained_feature_extractor: str = _is(checks.text)
     accumulate_grad_batches: int = _is(checks.whole, 1)
+    resume_from_checkpoint: str = _is(checks.text)
+    # Lightning's trainer
     limit_train_batches: Any = _is(_share)
     limit_val_batches: Any = _is(_share)
+    limit_test_batches: Any = _is(_share)
+    limit_predict_batches: Any = _is(_share)
+    val_check_interval: Any = _is(_share)
+    check_val_every_n_epoch: int = _is(checks.whole, 1)
+    num_sanity_val_steps: int = _is(checks.whole, -1)
+    log_every_n_steps: int = _is(checks.whole, 1)
+    gradient_clip_val: float = _is(checks.number, 0)
+    gradient_clip_algorithm: str = _is(checks.one_of, ("norm", "value"))
+    max_steps: int = _is(_limit)
+    min_epochs: int = _is(checks.whole, 0)
+    min_steps: int = _is(checks.whole, 0)
+    deterministic: Any = _is(checks.one_of, (True, False, "warn"))
+    benchmark: bool = _flag()
+    inference_mode: bool = _flag()
+    detect_anomaly: bool = _flag()
+    use_distributed_sampler: bool = _flag()
+    logger: Any = _is(_not_given, "csv, tensorboard and wandb choose the loggers")
+    callbacks: Any = _is(_not_given, "iecl_solo.load takes callbacks")
+    plugins: Any = _is(_not_given, "checkpoint says how checkpoints are written")
+    enable_checkpointing: Any = _is(_not_given, "checkpoint.enabled says it")
+    enable_progress_bar: Any = _is(_not_given, "it prints a line an epoch")
+    enable_model_summary: Any = _is(_not_given, "it prints a line an epoch")
+    default_root_dir: Any = _is(_not_given, "checkpoint.dir says where it writes")
+    model_registry: Any = _is(_not_given, "wandb keeps runs")
+    fast_dev_run: Any = _is(_not_given, "limit_train_batches makes a run short")
+    barebones: Any = _is(_not_given, "the benchmark of kind cost measures a step")
+    overfit_batches: Any = _is(_not_given, "data.train_path may name fewer images")
+    reload_dataloaders_every_n_epochs: Any = _is(_not_given, "its loader has an order of its own")
+    backbone: Backbone = field(default_factory=Backbone)
     optimizer: Optimizer = field(default_factory=Optimizer)
     scheduler: Scheduler = field(default_factory=Scheduler)
     momentum: Momentum = field(default_factory=Momentum)
@@ -302,6 +407,32 @@ class Pretraining:
     wandb: Logger = field(default_factory=Logger)
     auto_resume: Switch = field(default_factory=Switch)
     auto_umap: Switch = field(default_factory=Switch)
+    compare: Compare = field(default_factory=Compare)
+
+
+def _several(key: str, given: Any, check: Callable[..., None], *bounds: Any, **more: Any) -> None:
+    """One value, or a list of different ones."""
+    values = given if isinstance(given, list) else [given]
+    if not values or None in values:
+        raise checks.refusal(key, given, "a list of at least one value")
+    for value in values:
+        check(key, value, *bounds, **more)
+        if values.count(value) > 1:
+            raise checks.refusal(key, given, "a list without repetitions")
+
+
+@dataclass
+class Neighbours:
+    """A configuration of ``iecl-solo knn``, which is the host's main_knn.py's."""
+
+    pretrained_feature_extractor: str = _is(checks.text)
+    k: list[int] = _is(_several, checks.whole, 1)
+    temperature: list[float] = _is(_several, checks.number, 0, above=True)
+    distance_function: list[str] = _is(_several, checks.one_of, ("cosine", "euclidean"))
+    feature_type: list[str] = _is(_several, checks.one_of, ("backbone",))
+    batch_size: int = _is(checks.whole, 1)
+    num_workers: int = _is(checks.whole, 0, MOST_WORKERS)
+    data: Data = field(default_factory=Data)
 
 
 #: Options of the hosts' methods by name; they mean the same wherever they occur.
@@ -412,18 +543,50 @@ def check_method_options(given: Any, allowed: set[str] | None) -> None:
 
 # blocks that others check, or that are handed on as they are
 _BLOCKS = (
-    *("name", "backbone", "method_kwargs", "augmentations", "resume_from_checkpoint", "monitor"),
+    *("method_kwargs", "augmentations", "monitor"),
     *(
         "evaluation",
-        "compare",
         "objectives",
-        "debug_augmentations",
         "augmentations_cfg",
         "dali",
         "wandb_run_id",
     ),
-    *("pretrained_feature_extractor", "pretrain_method", "finetune", "versions", "hydra"),
+    *("versions", "hydra"),
 )
+
+
+def knows(key: str, known: tuple[str, ...] = ()) -> bool:
+    """Whether a dotted key of a configuration is read by anyone.
+
+    Args:
+        key: of a setting.
+        known: names of blocks that are an objective's.
+
+    Example:
+        >>> knows("optimizer.lr"), knows("optimizer.rate"), knows("iecl.beta", ("iecl",))
+        (True, False, True)
+    """
+    block: Any = Pretraining
+    first, *rest = key.split(".")
+    if first in (*_BLOCKS, "precision", *known) or first in _TRAINER:
+        return True
+    for part in (first, *rest):
+        if block is Backbone and part != "name":
+            return part == "kwargs"
+        by_name = {f.name: f for f in fields(block)} if is_dataclass(block) else {}
+        if part not in by_name:
+            return False
+        block = by_name[part].default_factory
+    return True
+
+
+def check_steps(scheduler: Mapping[str, Any]) -> None:
+    """Raises: IECLError, when rates are to fall in steps and no step is given."""
+    if scheduler.get("name") == "step" and not scheduler.get("lr_decay_steps"):
+        raise IECLError("scheduler.lr_decay_steps: no value is given, scheduler.name=step needs it")
+
+
+_TRAINER = tuple(inspect.signature(Trainer.__init__).parameters)
 
 
 def check(given: Mapping[str, Any], known: tuple[str, ...] = ()) -> None:
@@ -436,13 +599,16 @@ def check(given: Mapping[str, Any], known: tuple[str, ...] = ()) -> None:
     Raises:
         IECLError: one line: the key, what was given, what is allowed.
     """
-    trainer = tuple(inspect.signature(Trainer.__init__).parameters)
-    check_block("", Pretraining, given, (*_BLOCKS, *trainer, *known))
+    check_block("", Pretraining, given, (*_BLOCKS, *_TRAINER, *known))
     for i, pipeline in enumerate(given.get("augmentations") or ()):
         check_block(f"augmentations[{i}].", Pipeline, pipeline)
+        for name in _OF_EACH_PIPELINE:
+            if pipeline.get(name) is None:
+                raise IECLError(f"augmentations[{i}].{name}: no value is given")
         crop = pipeline.get("rrc") or {}
         if (crop.get("crop_min_scale") or 0) > (crop.get("crop_max_scale") or 1):
             raise IECLError(f"augmentations[{i}].rrc: crop_min_scale is above crop_max_scale")
+    check_steps(given.get("scheduler") or {})
     optimizer = given.get("optimizer") or {}
     for option in optimizer.get("kwargs") or ():
         key = f"optimizer.kwargs of {optimizer['name']}"

@@ -23,7 +23,6 @@ from iecl_solo.solo.shards import FORMATS, class_count, open_shards
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "stl10": 10, "imagenet": 1000, "imagenet100": 100}
 DATASETS = (*NUM_CLASSES, "custom")
 FOLDER_DATASETS = ("imagenet", "imagenet100", "custom")
-VIEWS = ("per_image", "batched")
 
 _REQUIRED = [
     "method",
@@ -148,12 +147,15 @@ def check_data(cfg: DictConfig, *, full_batches: bool = True) -> None:
         full_batches: whether a batch that is not full is dropped, as in pretraining.
     """
     check_one_of("data.dataset", cfg.data.dataset, DATASETS)
-    check_one_of("data.views", cfg.data.get("views", "per_image"), VIEWS)
     data_format = cfg.data.get("format")
     if data_format in FORMATS and cfg.data.dataset not in FOLDER_DATASETS:
         raise IECLError(
             f"data.format: {data_format} is not for data.dataset: {cfg.data.dataset}, it is for "
             f"{', '.join(FOLDER_DATASETS)}"
+        )
+    if data_format in FORMATS and cfg.data.get("on_error") == "skip":
+        raise IECLError(
+            f"data.on_error: skip is for files of a folder, not for data.format: {data_format}"
         )
     if cfg.data.dataset not in FOLDER_DATASETS or data_format in ("h5", "dali"):
         return
@@ -202,6 +204,8 @@ def prepare_pretrain(cfg: DictConfig, host: Host) -> DictConfig:
         raise IECLError("augmentations: a list of at least one pipeline is needed")
     method = host.methods.get(cfg.method)
     schema.check(plain(cfg), tuple(getattr(method, "blocks", ())))
+    if cfg.data.get("val_path"):
+        require(cfg, ["optimizer.classifier_lr"])
     check_data(cfg)
     cfg.name = cfg.get("name") or f"{cfg.method}-{cfg.data.dataset}"
     for block in ("backbone.kwargs", "optimizer.kwargs", "method_kwargs", "data.val_path"):
@@ -247,6 +251,7 @@ def prepare_linear(cfg: DictConfig, host: Host) -> DictConfig:
     if cfg.backbone.name not in host.backbones:
         raise unknown_name("backbone", cfg.backbone.name, host.backbones)
     given = plain(cfg)
+    schema.check_steps(given["scheduler"])
     del given["scheduler"]["name"]  # it knows more of them than pretraining does
     schema.check(given)
     check_data(cfg, full_batches=False)

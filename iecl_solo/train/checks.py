@@ -8,16 +8,21 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from iecl_solo import devices
 from iecl_solo.checks import installed
 from iecl_solo.errors import IECLError
 from iecl_solo.solo.settings import FOLDER_DATASETS, device_count
+from iecl_solo.train.processes import launched
+
+#: More processes than this only take each other's cores; 999 would take all memory first.
+MOST_PROCESSES = max(16, 4 * (os.cpu_count() or 1))
 
 #: Logger: the module that it needs, which is also the name of the extra that brings it.
 _LOGGERS = ("tensorboard", "wandb")
 
 
 def check_device_count(cfg: DictConfig) -> None:
-    """Refuse more GPUs than this machine has.
+    """Refuse more GPUs than this machine has, or more processes than its CPU can serve.
 
     Raises:
         IECLError: one line with their number.
@@ -26,6 +31,25 @@ def check_device_count(cfg: DictConfig) -> None:
     asked = cfg.get("accelerator") in ("gpu", "cuda") and there > 0
     if asked and device_count(cfg) > there:
         raise IECLError(f"devices: {cfg.devices} is more than the {there} of this machine")
+    if devices.on_cpu(cfg.get("accelerator") or "auto") and device_count(cfg) > MOST_PROCESSES:
+        raise IECLError(
+            f"devices: {cfg.devices} is more than the {MOST_PROCESSES} processes that this "
+            "machine's CPU is given"
+        )
+
+
+def check_nodes(cfg: DictConfig) -> None:
+    """Refuse a run on several machines that was started on one: it would wait for the others.
+
+    Raises:
+        IECLError: one line with what each machine needs.
+    """
+    nodes = int(cfg.get("num_nodes") or 1)
+    if nodes > 1 and not launched() and "MASTER_ADDR" not in os.environ:
+        raise IECLError(
+            f"num_nodes: {nodes} machines, and nothing says where the first one is: start it by "
+            "torchrun or SLURM, or set MASTER_ADDR, MASTER_PORT and NODE_RANK on each"
+        )
 
 
 def check_loggers(cfg: DictConfig) -> None:

@@ -40,7 +40,8 @@ def precision(cfg: DictConfig) -> str:
     Raises:
         IECLError: one line, for a precision that is none of ``PRECISIONS``.
     """
-    given = str(cfg.get("precision") or "32-true")
+    given = cfg.get("precision")
+    given = "32-true" if given is None else str(given)
     given = _SHORT.get(given, given)
     check_one_of("precision", given, PRECISIONS)
     if given == "16-mixed" and on_cpu(cfg):

@@ -19,13 +19,8 @@ from iecl_solo.train.packaged import check_packaged
 _BLOCKS = (
     *("objectives=", "monitor.", "evaluation.", "compare.", "settings.", "axes.", "arms."),
     *("backbone.kwargs.", "checkpoint.every_n_steps=", "checkpoint.keep=", "data.no_labels="),
-    *(
-        "data.views=",
-        "data.shuffle_shards=",
-        "num_nodes=",
-        "performance.blocked_infonce=",
-        "performance.compile=",
-    ),
+    *("data.views=", "data.shuffle_shards=", "data.on_error=", "num_nodes="),
+    *("performance.blocked_infonce=", "performance.compile="),
 )
 
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
@@ -24,7 +25,9 @@ from iecl_solo.solo.checkpoint import read_checkpoint
 from iecl_solo.solo.config import parse_block, plain
 from iecl_solo.solo.data import evaluation_datasets, evaluation_loader, pretrain_loader
 from iecl_solo.solo.host import Host, find_host
+from iecl_solo.solo.registry import split_method
 from iecl_solo.solo.settings import device_count
+from iecl_solo.train.callbacks.alike import Alike
 from iecl_solo.train.callbacks.checkpoints import Checkpoints, progress_of
 from iecl_solo.train.callbacks.collapse import Collapse
 from iecl_solo.train.callbacks.cost import CostMonitor
@@ -34,6 +37,7 @@ from iecl_solo.train.callbacks.history import History
 from iecl_solo.train.callbacks.seed import StepSeed
 from iecl_solo.train.callbacks.terminal import Terminal, duration, figures
 from iecl_solo.train.callbacks.view_pictures import ViewPictures
+from iecl_solo.train.checks import check_nodes
 from iecl_solo.train.complete import complete, on_cpu, precision
 from iecl_solo.train.keep import KeptCheckpoints, read_newest
 from iecl_solo.train.processes import in_processes, launched, ranks
@@ -98,6 +102,19 @@ def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
     return kwargs
 
 
+def make_trainer(**arguments: Any) -> Trainer:
+    """Lightning's Trainer.
+
+    Raises:
+        IECLError: one line with its reason, when it refuses an argument.
+    """
+    try:
+        return Trainer(**arguments)
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise IECLError(f"Lightning's trainer refuses this configuration: {reason}") from error
+
+
 @contextmanager
 def _interruptible(trainer: Trainer) -> Iterator[None]:
     """A signal stays what it was; Lightning exits or returns, by version."""
@@ -138,6 +155,8 @@ def _validation(cfg: DictConfig, host: Host) -> DataLoader | None:
         cfg.data.val_path,
         image_size=cfg.augmentations[0].crop_size,
         data_format=cfg.data.format,
+        on_error=cfg.data.get("on_error"),
+        workers=cfg.data.num_workers,
     )
     return evaluation_loader(dataset, cfg.optimizer.batch_size, cfg.data.num_workers)
 
@@ -151,11 +170,22 @@ def _about(cfg: DictConfig, host: Host, run: Run, *, images: int, at: tuple[int,
     start = "from the start"
     if at != (0, 0):
         start = f"goes on at epoch {epoch + 1}" + (f", step {batches + 1}" if batches else "")
+    plain_method = split_method(cfg.method)[1]
+    apart = (
+        [
+            f"{plain_method} of {host.describe()} compares with the images of its own process "
+            f"alone: {count} processes of {cfg.optimizer.batch_size} are not one of "
+            f"{count * cfg.optimizer.batch_size}"
+        ]
+        if count > 1 and host.apart(plain_method)
+        else []
+    )
     return [
         f"{cfg.name}: {cfg.method} with {cfg.backbone.name} ({host.describe()}) on {count} "
         f"{device}, {cfg.precision}",
         f"{images} images, {classes}, {cfg.max_epochs} epochs in batches of "
         f"{cfg.optimizer.batch_size}; {start}; {run.folder}",
+        *apart,
     ]
 
 
@@ -200,9 +230,15 @@ def _fit(
     if found is not None:
         _check_resumable(model, found[1], found[0])
         epoch, batches = progress_of(found[1])
+    if order.images < cfg.optimizer.batch_size:
+        raise IECLError(
+            f"optimizer.batch_size: {cfg.optimizer.batch_size} is more than the {order.images} "
+            "images that decode"
+        )
     order.resume(epoch, batches)
     signals = Signals()
-    keep: list[Callback] = [StepSeed(cfg.seed), *callbacks, Finite(lambda: run.kept)]
+    alike = Alike({"data.train_path": order.images, "optimizer.batch_size": order.batch_size})
+    keep: list[Callback] = [StepSeed(cfg.seed), alike, *callbacks, Finite(lambda: run.kept)]
     if OmegaConf.select(cfg, "wandb.enabled", default=False):
         keep.append(LearningRateMonitor("step"))
     monitor = parse_block("monitor", MonitorConfig, cfg.get("monitor"))
@@ -222,7 +258,7 @@ def _fit(
                 lambda: not run.lost,
             )
         )
-    trainer = Trainer(
+    trainer = make_trainer(
         **trainer_arguments(cfg)
         | {
             "logger": loggers(cfg, run.folder, run.wandb_id),
@@ -299,6 +335,7 @@ def _pretrain(cfg: DictConfig) -> Run:
         run.check()
         print(f"{run.folder} is trained already", flush=True)
         return run
+    check_nodes(cfg)
     devices = device_count(cfg)
     if devices > 1 and not launched():
         in_processes(_rank, plain(given), environments=ranks(devices, cfg.num_nodes))

@@ -16,7 +16,7 @@ from iecl_solo.solo.host import find_host
 from iecl_solo.train.callbacks.seed import StepSeed
 from iecl_solo.train.complete import complete
 from iecl_solo.train.compose import compose_pretrain
-from iecl_solo.train.fit import trainer_arguments
+from iecl_solo.train.fit import make_trainer, trainer_arguments
 
 
 class Loaded(NamedTuple):
@@ -101,6 +101,6 @@ def load(name: str, overrides: Sequence[str] = (), **trainer: Any) -> Loaded:
         **trainer,
     }
     settings["callbacks"] = [StepSeed(cfg.seed), *(trainer.get("callbacks") or [])]
-    made = Trainer(**settings)
+    made = make_trainer(**settings)
     seed_all(cfg.seed, 0)
     return Loaded(model, loader, made)

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pandas as pd
 
+from iecl_solo.errors import IECLError
 from iecl_solo.solo.registry import OBJECTIVES
 from iecl_solo.train.run import Run
+
+
+def read_log(path: Path) -> pd.DataFrame:
+    """A log of numbers by epoch; of a row that a kill cut off nothing is taken.
+
+    Raises:
+        IECLError: one line, for a file that is damaged.
+    """
+    try:
+        text = path.read_bytes().decode()
+        frame = pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1])).apply(pd.to_numeric)
+        if not (frame["epoch"] >= 0).all() or (frame["epoch"] % 1).any():
+            raise ValueError("an epoch is no whole number")
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        raise IECLError(f"{path}: it is damaged, or no log of a run ({reason})") from None
+    return frame
 
 
 def read_metrics(run: Path) -> pd.DataFrame:
     """All that the CSV logger wrote for a run, its interruptions included, one row an epoch."""
     logs = sorted(run.glob("logs/version_*/metrics.csv"), key=lambda p: p.stat().st_mtime)
-    frames = [pd.read_csv(path) for path in logs if path.stat().st_size > 0]
+    frames = [read_log(path) for path in logs if path.stat().st_size > 0]
     if not frames:
         return pd.DataFrame()
     # an epoch that was begun twice is taken from the run that finished it
@@ -25,7 +44,7 @@ def read_monitor(run: Path) -> pd.DataFrame:
     path = run / "monitor.csv"
     if not path.is_file():
         return pd.DataFrame()
-    frame = pd.read_csv(path).set_index("epoch")
+    frame = read_log(path).set_index("epoch")
     frame = frame.drop(columns=["monitor_seconds", "images"], errors="ignore")
     return frame[[column for column in frame if "/" not in str(column)]]
 

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from iecl_solo.errors import IECLError
-from iecl_solo.files import read_json, write_json
+from iecl_solo.files import make_folder, read_json, write_json
 from iecl_solo.solo.config import flatten, plain
 from iecl_solo.solo.host import Host
 from iecl_solo.version import __version__
@@ -69,7 +69,9 @@ def check_name(name: object) -> str:
     iecl_solo.errors.IECLError: name: '../seed0' is not allowed, 'seed0' or 'exp1/seed0' is: ...
     """
     parts = str(name).split("/")
-    if any(p in ("", ".", "..") or "\\" in p or not p.isprintable() for p in parts):
+    if not isinstance(name, (str, int)) or any(
+        p in ("", ".", "..") or "\\" in p or not p.isprintable() for p in parts
+    ):
         raise IECLError(
             f"name: {str(name)!r} is not allowed, 'seed0' or 'exp1/seed0' is: "
             "one or more folders below checkpoint.dir"
@@ -135,7 +137,7 @@ class Run:
             IECLError: when it holds a run with other settings, or another process trains in it.
         """
         self.check()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         self._acquire()
         self.check()  # of what the other process may have written meanwhile
         for part in self.folder.glob("*.part"):  # of a process that was killed as it wrote

@@ -8,14 +8,33 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from omegaconf import OmegaConf
 from support import image_folder, raw_config
 
 from iecl_solo.cli.main import main
 from iecl_solo.train.fit import pretrain
+
+
+def _benchmark(images: Path) -> dict[str, Any]:
+    data = {"train_path": str(images), "val_path": str(images), "num_workers": 0}
+    return {
+        "name": "bench",
+        "question": "Is what is wrong refused?",
+        "data": {"toy": {"config": "custom", "settings": {"data": data}}},
+        "arms": {"simclr": {"method": "simclr"}, "iecl": {"method": "iecl_simclr"}},
+        "seeds": [0],
+        "measures": ["knn_acc1"],
+        "settings": {
+            "backbone": {"name": "timm/test_resnet"},
+            "optimizer": {"batch_size": 4},
+            "precision": "32-true",
+        },
+    }
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +51,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "no_classes").mkdir()
     (root / "configs").mkdir()
     (root / "configs/broken.yaml").write_text("method: simclr\n  optimizer: [\n")
+    (root / "configs/bench.yaml").write_text(yaml.safe_dump(_benchmark(good)))
     raw = raw_config("simclr", good, data__val_path=str(good), max_epochs=1)
     raw["checkpoint"]["dir"] = str(root / "runs")
     raw["optimizer"]["batch_size"] = 4
@@ -68,6 +88,9 @@ LINEAR = [
     *("backbone.name=timm/test_resnet", "max_epochs=1", "optimizer.batch_size=4"),
 ]
 RUN = "runs/simclr/simclr"
+GIVEN = f"pretrained_feature_extractor={RUN}"
+# an own YAML, on data that are there: nothing may be written
+BENCH = ["benchmark", "--config-path", "configs", "--config-name", "bench", "dir=new"]
 
 #: What is typed, and what the one line must say: given, allowed, nearest.
 CASES: list[tuple[list[str], list[str]]] = [
@@ -171,16 +194,54 @@ CASES: list[tuple[list[str], list[str]]] = [
     ([*KNN, f"pretrained_feature_extractor={RUN}", "k=0"], ["k: 0", "from 1 up"]),
     ([*KNN, f"pretrained_feature_extractor={RUN}", "k=[1.5]"], ["k: 1.5", "from 1 up"]),
     ([*KNN, f"pretrained_feature_extractor={RUN}", "temperature=[0]"], ["temperature: 0"]),
-    ([*KNN, f"pretrained_feature_extractor={RUN}", "temperature=[]"], ["temperature: []"]),
-    (
-        [*KNN, f"pretrained_feature_extractor={RUN}", "feature_type=[head]"],
-        ["feature_type", "head"],
-    ),
+    ([*KNN, GIVEN, "temperature=[]"], ["temperature: []"]),
+    ([*KNN, GIVEN, "feature_type=[head]"], ["feature_type", "head"]),
     (
         [*LINEAR, f"pretrained_feature_extractor={RUN}", "scheduler.name=steps"],
         ["scheduler.name", "'steps'", "did you mean 'step'"],
     ),
     ([*LINEAR, f"pretrained_feature_extractor={RUN}", "devices=2"], ["devices: 2", "on one"]),
+    ([*KNN, GIVEN, "k=[1,1]"], ["k: [1, 1]", "without repetitions"]),
+    ([*KNN, GIVEN, "k=[100000]"], ["k: 100000", "12 training images"]),
+    ([*KNN, GIVEN, "temperature=[abc]"], ["temperature: 'abc'", "a number above 0"]),
+    ([*KNN, GIVEN, "temperature=[-1]"], ["temperature: -1", "a number above 0"]),
+    ([*KNN, GIVEN, "distance_function=[]"], ["distance_function: []", "at least one value"]),
+    ([*KNN, GIVEN, "num_workers=999"], ["num_workers: 999", "a whole number from 0"]),
+    ([*KNN, GIVEN, "num_workers=-1"], ["num_workers: -1", "a whole number from 0"]),
+    ([*KNN, GIVEN, "+neighbours=3"], ["unknown key neighbours"]),
+    ([*KNN, GIVEN, "+data.dataset=foo"], ["data.dataset", "'foo'", "cifar10"]),
+    ([*KNN, "pretrained_feature_extractor=5"], ["pretrained_feature_extractor: 5", "a text"]),
+    ([*LINEAR, GIVEN, "name=../x"], ["name: '../x'"]),
+    ([*LINEAR, GIVEN, "scheduler.lr_decay_steps=null"], ["lr_decay_steps", "no value"]),
+    ([*COMPARE, "+compare.foo=1"], ["unknown key compare.foo", "Allowed: dir"]),
+    ([*COMPARE, "evaluation.datasets.a=3"], ["evaluation.datasets.a: 3", "a block of keys"]),
+    (
+        [*COMPARE, "evaluation.datasets.a={torchvision: CIFAR11, root: good}"],
+        ["evaluation.datasets.a.torchvision", "did you mean 'CIFAR10'"],
+    ),
+    ([*TRAIN, "evaluation.knn.distence=cosine"], ["evaluation.knn.distence", "'distance'"]),
+    # benchmarks
+    ([*BENCH, "threads=0"], ["threads: 0", "from 1 up"]),
+    ([*BENCH, "threads=-1"], ["threads: -1", "from 1 up"]),
+    ([*BENCH, "rounds=0"], ["rounds: 0", "from 2 up"]),
+    ([*BENCH, "seeds=[0,0]"], ["seeds: 0 is given twice"]),
+    ([*BENCH, "seeds=[-1]"], ["seed: -1", "from 0"]),
+    ([*BENCH, "measures=[foo]"], ["measures", "'foo'"]),
+    ([*BENCH, "measures=[knn_acc1,knn_acc1]"], ["measures: knn_acc1 is given twice"]),
+    ([*BENCH, "name=../x"], ["name: '../x'", "a folder's name"]),
+    ([*BENCH, "cell=a"], ["cell", "only the launchers"]),
+    ([*BENCH, "settings.foo=1"], ["unknown key settings.foo", "no run reads it"]),
+    ([*BENCH, "settings.optimizer.foo=1"], ["unknown key settings.optimizer.foo"]),
+    ([*BENCH, "axes.foo=[1,2]"], ["unknown key axes.foo", "no run reads it"]),
+    ([*BENCH, "axes.seed=[1,1]"], ["axes.seed", "a value twice"]),
+    ([*BENCH, "arms.iecl.foo=1"], ["unknown key arms.iecl.foo"]),
+    ([*BENCH, "arms.foo=1"], ["arms.foo", "no method"]),
+    ([*BENCH, "evaluation.knn.distance=foo"], ["evaluation.knn.distance", "cosine, euclidean"]),
+    ([*BENCH, "evaluation.knn.temperature=0"], ["evaluation.knn.temperature", "above 0"]),
+    ([*BENCH, "evaluation.linear.max_epochs=-1"], ["evaluation.linear.max_epochs: -1"]),
+    ([*BENCH, "evaluation.linear.batch_size=0"], ["evaluation.linear.batch_size: 0"]),
+    ([*BENCH, "evaluation.linear.lr=[inf]"], ["evaluation.linear.lr: inf"]),
+    ([*BENCH, "evaluation.retrieval.pattern='('"], ["retrieval.pattern", "no regular expression"]),
 ]
 
 

@@ -16,11 +16,22 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from support import HOST, image_folder, note_command_line, pipeline, raw_config
+from omegaconf import OmegaConf
+from support import (
+    HOST,
+    image_folder,
+    in_two_processes,
+    note_command_line,
+    pipeline,
+    raw_config,
+)
 
 from iecl_solo.experiments.store import STORE, Store
 from iecl_solo.solo.checkpoint import read_checkpoint
+from iecl_solo.train.complete import complete
+from iecl_solo.train.fit import _about
 from iecl_solo.train.processes import in_processes
+from iecl_solo.train.run import Run
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
@@ -37,6 +48,7 @@ STARTS = {
     "torchrun": [str(BESIDE / "torchrun"), "--nproc-per-node=2", "-m", "iecl_solo"],
 }
 TWO = ["devices=2", "strategy=ddp", "optimizer.batch_size=16"]
+FOUR = ["devices=4", "strategy=ddp", "optimizer.batch_size=8"]
 ONE = ["devices=1", "optimizer.batch_size=32"]
 
 
@@ -120,6 +132,46 @@ def test_two_processes_are_one(start: str, one: Path, world: Path, tmp_path: Pat
     assert_equal(one, tmp_path)
     again = started(start, command(world, tmp_path, *TWO))
     assert "trained already" in again.communicate(timeout=120)[0]
+
+
+@pytest.mark.robust
+def test_four_processes_are_one(one: Path, world: Path, tmp_path: Path):
+    process = started("module", command(world, tmp_path, *FOUR))
+    out, error = process.communicate(timeout=500)
+    assert process.returncode == 0, error
+    assert "on 4 cpu" in out and out.count("checkpoint: ") == 1, out
+    assert_equal(one, tmp_path)
+
+
+UNEVEN = """
+from iecl_solo.errors import IECLError
+from iecl_solo.train.callbacks.alike import Alike
+result = ""
+Alike({"data.train_path": 32}).on_train_start(None, None)
+try:
+    Alike({"data.train_path": 32, "batch": 8 + rank}).on_train_start(None, None)
+except IECLError as error:
+    result = str(error)
+"""
+
+
+def test_uneven_batches_are_one_line(tmp_path: Path):
+    """What processes have is compared before the first step: gloo would abort in a later one."""
+    for said in in_two_processes(UNEVEN, None, tmp_path):
+        assert said == (
+            "batch: the process of rank 0 has 8, that of rank 1 has 9; all of them need the same"
+        )
+
+
+def test_a_run_says_that_negatives_are_of_one_process(images: Path, tmp_path: Path):
+    for method, devices in (("simclr", 2), ("iecl_simclr", 2), ("simclr", 1), ("byol", 2)):
+        given = raw_config(method, images, devices=devices, checkpoint__dir=str(tmp_path))
+        cfg = complete(OmegaConf.create(given), HOST)
+        lines = _about(cfg, HOST, Run(cfg), images=24, at=(0, 0))
+        apart = [line for line in lines if "compares with the images of its own process" in line]
+        expected = HOST.name == "index" and "simclr" in method and devices == 2
+        assert len(apart) == expected, lines
+        assert not expected or apart[0].endswith("2 processes of 8 are not one of 16")
 
 
 def test_a_cell_of_a_benchmark_on_two_devices(world: Path, tmp_path: Path):
