@@ -142,6 +142,11 @@ CASES: list[tuple[list[str], list[str]]] = [
         ["backbone.name", "'resnet18'", "'timm/test_resnet'"],
     ),
     (["export", RUN, "--to", "backbone.pt"], ["backbone.pt", ".safetensors"]),
+    (["export", RUN, "--format", "hugging", "--to", "new"], ["'hugging'", "'huggingface'"]),
+    (
+        ["export", RUN, "--format", "detectron2", "--to", "new/a.pkl"],
+        ["detectron2", "timm/test_resnet", "resnet50"],
+    ),
     (["export", RUN, "--saib", "--to", "new/saib.safetensors"], ["without a SAIB"]),
     (["export", "cut", "--to", "new/a.safetensors"], ["cannot be read"]),
     (["install-host", "--from", "no_classes"], ["no_classes"]),
