@@ -155,8 +155,8 @@ def _about(cfg: DictConfig, host: Host, run: Run, *, images: int, at: tuple[int,
     return [
         f"{cfg.name}: {cfg.method} with {cfg.backbone.name} ({host.describe()}) on {count} "
         f"{device}, {cfg.precision}",
-        f"{images} images, {classes}, {cfg.max_epochs} epochs in batches of "
-        f"{cfg.optimizer.batch_size}; {start}; {run.folder}",
+        f"{images} images, {classes}, {cfg.max_epochs} epoch{'s' * (cfg.max_epochs != 1)} in "
+        f"batches of {cfg.optimizer.batch_size}; {start}; {run.folder}",
     ]
 
 
