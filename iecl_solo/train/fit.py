@@ -6,7 +6,8 @@ import copy
 import errno
 import inspect
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,10 @@ def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
     kwargs["precision"] = precision(cfg)
     if on_cpu(cfg):  # it counts processes there and refuses a list of indices
         kwargs["devices"] = device_count(cfg)
+        if kwargs.pop("sync_batchnorm", False) and device_count(cfg) > 1:
+            print(
+                "sync_batchnorm: GPUs have it alone; on CPUs each process normalises its own batch"
+            )
     if device_count(cfg) == 1 and kwargs.get("num_nodes", 1) == 1:
         # a process group of one costs its start-up and gives nothing
         kwargs["strategy"] = "auto"
@@ -143,6 +148,17 @@ def _validation(cfg: DictConfig, host: Host) -> DataLoader | None:
     return evaluation_loader(dataset, cfg.optimizer.batch_size, cfg.data.num_workers)
 
 
+def _log_no_accuracy(model: LightningModule) -> None:
+    """Keep the host's online classifier out of every log: of one class, it is always right."""
+    log = model.log_dict
+
+    def log_dict(metrics: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+        of_classifier = re.compile("acc1|acc5|class_loss")
+        log({k: v for k, v in metrics.items() if not of_classifier.search(k)}, *args, **kwargs)
+
+    model.log_dict = log_dict  # type: ignore[method-assign, assignment]
+
+
 def _about(cfg: DictConfig, host: Host, run: Run, *, images: int, at: tuple[int, int]) -> list[str]:
     """What is trained, on what, where and from where on."""
     device = "cpu" if on_cpu(cfg) else str(cfg.get("accelerator") or "auto")
@@ -174,6 +190,8 @@ def fit(
     """
     seed_everything(cfg.seed, workers=True, verbose=False)
     model = build_model(cfg, host)
+    if cfg.data.no_labels:
+        _log_no_accuracy(model)
     run.claim(host)
     try:
         return model, _fit(cfg, host, run, model, callbacks or [])

@@ -54,7 +54,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         images,
         backbone={"name": "timm/test_vit", "kwargs": {"img_size": 32, "patch_size": 8}},
         augmentations=[pipeline(rrc=whole, horizontal_flip={"prob": 0.0})],
-        sync_batchnorm=False,
+        sync_batchnorm=True,  # as packaged; a CPU has none
         strategy="auto",
     )
     (root / "two.yaml").write_text(yaml.safe_dump(raw))
@@ -146,7 +146,7 @@ def test_a_cell_of_a_benchmark_on_two_devices(world: Path, tmp_path: Path):
             **{name: raw[name] for name in kept},
             "optimizer": optimizer,
             "scheduler": {"warmup_epochs": 1},
-            "sync_batchnorm": False,
+            "sync_batchnorm": True,
             "monitor": {"every_n_epochs": 0},
         },
         "evaluation": {"linear": {"max_epochs": 1, "augment": False}},

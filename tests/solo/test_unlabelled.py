@@ -56,6 +56,10 @@ def test_a_run_is_finite_and_shows_no_accuracy(
     assert "epoch 1/1" in printed and "acc" not in printed
     losses = [v for k, v in run.result["metrics"].items() if "loss" in k]
     assert losses and torch.tensor(losses).isfinite().all()
+    (logged,) = run.folder.glob("logs/*/metrics.csv")
+    shown = {*run.result["metrics"], *logged.read_text().splitlines()[0].split(",")}
+    assert "train_nce_loss_epoch" in shown
+    assert not [name for name in shown if "acc" in name or "class_loss" in name]
     state = torch.load(run.checkpoint, weights_only=True)["state_dict"]
     assert all(value.isfinite().all() for value in state.values())
 
