@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     to = Path(args.to) if args.to else folder / "inspect"
     for name, value in values.items():
         if "/" not in name:  # the layers' own are in the file and in the picture
-            print(f"{name:<22}{value:.5g}")
+            print(f"{name:<26}{value:.5g}")
     sample = {"images": images, "epoch": epoch, "seed": cfg.seed, "of": available}
     about = {"sample": sample, "versions": versions(host)}
     write_json(to / "inspect.json", {"measures": values, **about})

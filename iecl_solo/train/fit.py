@@ -16,6 +16,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
@@ -94,8 +95,8 @@ def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
     if on_cpu(cfg):  # it counts processes there and refuses a list of indices
         kwargs["devices"] = device_count(cfg)
         if kwargs.pop("sync_batchnorm", False) and device_count(cfg) > 1:
-            print(
-                "sync_batchnorm: GPUs have it alone; on CPUs each process normalises its own batch"
+            rank_zero_only(print)(
+                "sync_batchnorm: only GPUs have it; a process on a CPU normalises its own batch"
             )
     if device_count(cfg) == 1 and kwargs.get("num_nodes", 1) == 1:
         # a process group of one costs its start-up and gives nothing
