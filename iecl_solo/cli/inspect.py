@@ -37,8 +37,9 @@ def run(args: argparse.Namespace) -> int:
     from iecl_solo.lipschitz import sigmas
     from iecl_solo.saib import load_saib
     from iecl_solo.solo.config import parse_block, plain
+    from iecl_solo.solo.data import pretrain_set
     from iecl_solo.solo.host import find_host
-    from iecl_solo.solo.settings import check_image_folder
+    from iecl_solo.solo.settings import check_image_folder, without_labels
     from iecl_solo.train.callbacks.entropy_monitor import MonitorConfig, measure
     from iecl_solo.train.logs import read_metrics
     from iecl_solo.train.run import versions
@@ -48,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
     cfg, folder = pretrained.cfg, pretrained.path.parent
     if args.data is not None:
         cfg.data.train_path = args.data
-    available = check_image_folder("--data", cfg.data.train_path)
+        if not without_labels(cfg):
+            check_image_folder("--data", args.data)
+    available = len(pretrain_set(cfg, host, None))
     given = {"images": args.images, "probes": args.probes, "volume_images": args.volume_images}
     own = plain(cfg.get("monitor")) or {}
     own |= {name: value for name, value in given.items() if value is not None}

@@ -149,6 +149,11 @@ def _validation(cfg: DictConfig, host: Host) -> DataLoader | None:
     return evaluation_loader(dataset, cfg.optimizer.batch_size, cfg.data.num_workers)
 
 
+def _labelled(cfg: DictConfig) -> bool:
+    """Whether the classes say anything: a single one, as of one folder of photos, does not."""
+    return not cfg.data.no_labels and cfg.data.num_classes > 1
+
+
 def _log_no_accuracy(model: LightningModule) -> None:
     """Keep the host's online classifier out of every log: of one class, it is always right."""
     log = model.log_dict
@@ -164,7 +169,7 @@ def _about(cfg: DictConfig, host: Host, run: Run, *, images: int, at: tuple[int,
     """What is trained, on what, where and from where on."""
     device = "cpu" if on_cpu(cfg) else str(cfg.get("accelerator") or "auto")
     count = device_count(cfg) * int(cfg.get("num_nodes") or 1)
-    classes = "no labels" if cfg.data.no_labels else f"{cfg.data.num_classes} classes"
+    classes = f"{cfg.data.num_classes} classes" if _labelled(cfg) else "no labels"
     epoch, batches = at
     start = "from the start"
     if at != (0, 0):
@@ -191,7 +196,7 @@ def fit(
     """
     seed_everything(cfg.seed, workers=True, verbose=False)
     model = build_model(cfg, host)
-    if cfg.data.no_labels:
+    if not _labelled(cfg):
         _log_no_accuracy(model)
     run.claim(host)
     try:
@@ -230,7 +235,7 @@ def _fit(
         keep.append(EntropyMonitor(host, monitor, run.folder / "monitor.csv"))
         keep.append(ViewPictures(monitor.every_n_epochs))
     about = _about(cfg, host, run, images=order.images, at=(epoch, batches))
-    terminal = Terminal(cfg.name, about, labelled=not cfg.data.no_labels)
+    terminal = Terminal(cfg.name, about, labelled=_labelled(cfg))
     keep += [Collapse(host, cfg.name), History(run.folder), terminal]
     if cfg.checkpoint.enabled:
         keep.append(
@@ -331,7 +336,7 @@ def pretrain(cfg: DictConfig) -> Run:
             }
         )
         if trainer.is_global_zero:
-            said = figures(metrics, labelled=not cfg.data.no_labels)
+            said = figures(metrics, labelled=_labelled(cfg))
             print(f"{cfg.name}  trained in {duration(cost.seconds)}  {said}", flush=True)
     except Stopped as stopped:
         first = os.environ.get("RANK", "0") == "0"

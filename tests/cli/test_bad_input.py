@@ -113,7 +113,7 @@ CASES: list[tuple[list[str], list[str]]] = [
     ([*TRAIN, "data.train_path=nowhere"], ["data.train_path: nowhere: no such folder"]),
     ([*TRAIN, "data.val_path=nowhere"], ["data.val_path: nowhere: no such folder"]),
     ([*TRAIN, "data.train_path=empty_class"], ["class9", "holds no image"]),
-    ([*TRAIN, "data.train_path=no_classes"], ["no_classes", "<class>/<image>"]),
+    ([*TRAIN, "data.train_path=no_classes"], ["<class>/<image>", "data.no_labels=true"]),
     ([*TRAIN, "data.train_path=bad_image"], ["3.png", "does not decode"]),
     ([*TRAIN, "optimizer.batch_size=1"], ["optimizer.batch_size", "1", "from 2 up"]),
     ([*TRAIN, "optimizer.batch_size=64"], ["optimizer.batch_size", "64", "12 images"]),
