@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -237,7 +238,8 @@ def test_a_run_that_died_at_once_does_not_refuse_the_next(world: Path, tmp_path:
     assert done.returncode == 0, error
 
 
-def test_a_child_sees_the_command_line_that_was_typed(tmp_path: Path):
+def test_a_child_sees_the_command_line_and_starts_workers_as_its_parent(tmp_path: Path):
     in_processes(note_command_line, str(tmp_path / "seen"))
     (line,) = (tmp_path / "seen").read_text().splitlines()
-    assert json.loads(line) == [None, sys.argv]
+    # solo-learn's data sets cannot be pickled for workers that are spawned
+    assert json.loads(line) == [None, sys.argv, multiprocessing.get_start_method()]
