@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from os import PathLike
 from typing import Any, ClassVar
 
@@ -622,8 +622,16 @@ def _indivisible(size: tuple[int, int], patch_size: int) -> IECLError:
     )
 
 
-def save_saib(saib: BaseSAIB, path: str | PathLike[str]) -> None:
+def save_saib(
+    saib: BaseSAIB, path: str | PathLike[str], about: Mapping[str, Any] | None = None
+) -> None:
     """Write weights and constructor options to one safetensors file at ``path``.
+
+    Args:
+        saib: any variant.
+        path: of the file.
+        about: what else its metadata is to say, such as the normalisation of the images that it
+            was trained on; what is no string is written as JSON.
 
     >>> import os, tempfile
     >>> path = os.path.join(tempfile.mkdtemp(), "saib.safetensors")
@@ -636,7 +644,8 @@ def save_saib(saib: BaseSAIB, path: str | PathLike[str]) -> None:
     state = {name: value.detach().contiguous() for name, value in saib.state_dict().items()}
     options = {"variant": saib.variant, **saib.options}
     options["sha256"] = _digest(options, state)
-    save_file(state, path, metadata={_METADATA_KEY: json.dumps(options)})
+    more = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (about or {}).items()}
+    save_file(state, path, metadata={**more, _METADATA_KEY: json.dumps(options)})
 
 
 def load_saib(path: str | PathLike[str]) -> BaseSAIB:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -254,9 +255,13 @@ def in_two_processes(program: str, given: Any, folder: Path) -> list[Any]:
 
 
 def note_command_line(path: str) -> None:
-    """Append this process's LOCAL_RANK and arguments; here, since a child finds no test module."""
+    """Append this process's LOCAL_RANK, arguments, and how it starts a loader's workers.
+
+    Here, since a child finds no test module.
+    """
     with open(path, "a") as file:
-        file.write(json.dumps([os.environ.get("LOCAL_RANK"), sys.argv]) + "\n")
+        start = multiprocessing.get_start_method()
+        file.write(json.dumps([os.environ.get("LOCAL_RANK"), sys.argv, start]) + "\n")
 
 
 class _Note(Callback):

@@ -64,7 +64,8 @@ def main(cfg: DictConfig, given: Invocation) -> None:
     frame, folder, args = pair.table, pair.folder, pair.runs[0].args
     frame.to_csv(folder / "table.csv")
     pictures = draw(pair.runs, list(frame.index), folder)
-    of = f"{args['max_epochs']} epochs, seed {args['seed']}, {find_host().describe()}"
+    epochs = f"{args['max_epochs']} epoch{'s' * (args['max_epochs'] != 1)}"
+    of = f"{epochs}, seed {args['seed']}, {find_host().describe()}"
     show(frame, f"{pair.title}, {of}")
     print(verdict(frame))
     page = write_report(record(pair, given.line), folder)

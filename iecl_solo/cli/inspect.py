@@ -36,8 +36,9 @@ def run(args: argparse.Namespace) -> int:
     from iecl_solo.lipschitz import sigmas
     from iecl_solo.saib import load_saib
     from iecl_solo.solo.config import parse_block, plain
+    from iecl_solo.solo.data import pretrain_set
     from iecl_solo.solo.host import find_host
-    from iecl_solo.solo.settings import check_images
+    from iecl_solo.solo.settings import check_images, without_labels
     from iecl_solo.train.callbacks.entropy_monitor import MonitorConfig, measure
     from iecl_solo.train.logs import read_log, read_metrics
     from iecl_solo.train.run import versions
@@ -47,7 +48,9 @@ def run(args: argparse.Namespace) -> int:
     cfg, folder = pretrained.cfg, pretrained.path.parent
     if args.data is not None:
         cfg.data.train_path = args.data
-    available = check_images("--data", cfg.data.get("format", "image_folder"), cfg.data.train_path)
+        if not without_labels(cfg):
+            check_images("--data", cfg.data.get("format", "image_folder"), args.data)
+    available = len(pretrain_set(cfg, host, None))
     given = {"images": args.images, "probes": args.probes, "volume_images": args.volume_images}
     own = plain(cfg.get("monitor")) or {}
     own |= {name: value for name, value in given.items() if value is not None}
@@ -64,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     to = Path(args.to) if args.to else folder / "inspect"
     for name, value in values.items():
         if "/" not in name:  # the layers' own are in the file and in the picture
-            print(f"{name:<22}{value:.5g}")
+            print(f"{name:<26}{value:.5g}")
     sample = {"images": images, "epoch": epoch, "seed": cfg.seed, "of": available}
     about = {"sample": sample, "versions": versions(host)}
     write_json(to / "inspect.json", {"measures": values, **about})

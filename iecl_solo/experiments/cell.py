@@ -22,7 +22,7 @@ from iecl_solo.experiments.grid import BenchmarkConfig, Cell, cells, configurati
 from iecl_solo.experiments.store import STORE, Store
 from iecl_solo.experiments.throughput import measure_throughput
 from iecl_solo.files import read_json
-from iecl_solo.saib import SAIB, save_saib
+from iecl_solo.saib import BaseSAIB, save_saib
 from iecl_solo.solo.config import parse_block, plain
 from iecl_solo.solo.host import Host, find_host
 from iecl_solo.solo.wrapper import transforming
@@ -74,7 +74,7 @@ def _train(benchmark: BenchmarkConfig, cell: Cell, host: Host) -> dict[str, Any]
     run = pretrain(_prepare(benchmark, cell))
     if any(other.source == cell.id for other in cells(benchmark)):
         trained = transforming(load_method(read_pretrained(run.checkpoint), host))
-        if trained is None or not isinstance(trained.transformer, SAIB):
+        if trained is None or not isinstance(trained.transformer, BaseSAIB):
             raise IECLError(f"saib_from: {cell.id} was trained without a SAIB")
         save_saib(trained.transformer, run.folder / "saib.safetensors")
     evaluate(run, parse_block("evaluation", EvaluationConfig, benchmark.evaluation))

@@ -157,7 +157,7 @@ class Results:
         there = set(self.runs["measure"])
         asked = [m for m in self.meta.get("measures") or [] if m in there]
         if self.unlabelled:  # those come first that say how good a representation is
-            asked = [*(m for m in BETTER if m in there), *asked]
+            asked = list(dict.fromkeys([*(m for m in BETTER if m in there), *asked]))
         return asked or sorted((m for m in there if better(m) > 0), key=lambda m: "/" in m)
 
     @property

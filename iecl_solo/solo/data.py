@@ -17,7 +17,7 @@ from iecl_solo.augment import FrozenSAIB
 from iecl_solo.decoded import undecodable
 from iecl_solo.errors import IECLError
 from iecl_solo.images import image_files, load_image
-from iecl_solo.order import EpochOrder
+from iecl_solo.order import EpochOrder, SteadyLoader
 from iecl_solo.solo.batched import BatchedLoader, batched, decoded
 from iecl_solo.solo.host import Host
 from iecl_solo.solo.settings import sources, without_labels
@@ -236,7 +236,7 @@ def evaluation_loader(
     dataset: Dataset, batch_size: int, num_workers: int, *, shuffle: bool = False
 ) -> DataLoader:
     """A loader that leaves no image out."""
-    return DataLoader(
+    return SteadyLoader(
         dataset,
         batch_size=batch_size,
         shuffle=shuffle,

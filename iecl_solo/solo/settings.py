@@ -102,7 +102,10 @@ def check_image_folder(key: str, path: str | Path) -> int:
         raise IECLError(f"{key}: {path}: no such folder")
     classes = sorted(entry for entry in folder.iterdir() if entry.is_dir())
     if not classes:
-        raise IECLError(f"{key}: {path}: it holds no class folders, <class>/<image> is expected")
+        unlabelled = "; data.no_labels=true takes images without" if key.startswith("data.") else ""
+        raise IECLError(
+            f"{key}: {path}: it holds no class folders, <class>/<image> is expected{unlabelled}"
+        )
     total = 0
     for folder_of_class in classes:
         images = sum(1 for f in folder_of_class.rglob("*") if f.suffix.lower() in SUFFIXES)

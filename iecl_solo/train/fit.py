@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import errno
 import inspect
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
@@ -95,6 +97,10 @@ def trainer_arguments(cfg: DictConfig) -> dict[str, Any]:
     kwargs["precision"] = precision(cfg)
     if on_cpu(cfg):  # it counts processes there and refuses a list of indices
         kwargs["devices"] = device_count(cfg)
+        if kwargs.pop("sync_batchnorm", False) and device_count(cfg) > 1:
+            rank_zero_only(print)(
+                "sync_batchnorm: only GPUs have it; a process on a CPU normalises its own batch"
+            )
     if device_count(cfg) == 1 and kwargs.get("num_nodes", 1) == 1:
         # a process group of one costs its start-up and gives nothing
         kwargs["strategy"] = "auto"
@@ -161,11 +167,27 @@ def _validation(cfg: DictConfig, host: Host) -> DataLoader | None:
     return evaluation_loader(dataset, cfg.optimizer.batch_size, cfg.data.num_workers)
 
 
+def _labelled(cfg: DictConfig) -> bool:
+    """Whether the classes say anything: a single one, as of one folder of photos, does not."""
+    return not cfg.data.no_labels and cfg.data.num_classes > 1
+
+
+def _log_no_accuracy(model: LightningModule) -> None:
+    """Keep the host's online classifier out of every log: of one class, it is always right."""
+    log = model.log_dict
+
+    def log_dict(metrics: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+        of_classifier = re.compile("acc1|acc5|class_loss")
+        log({k: v for k, v in metrics.items() if not of_classifier.search(k)}, *args, **kwargs)
+
+    model.log_dict = log_dict  # type: ignore[method-assign, assignment]
+
+
 def _about(cfg: DictConfig, host: Host, run: Run, *, images: int, at: tuple[int, int]) -> list[str]:
     """What is trained, on what, where and from where on."""
     device = "cpu" if on_cpu(cfg) else str(cfg.get("accelerator") or "auto")
     count = device_count(cfg) * int(cfg.get("num_nodes") or 1)
-    classes = "no labels" if cfg.data.no_labels else f"{cfg.data.num_classes} classes"
+    classes = f"{cfg.data.num_classes} classes" if _labelled(cfg) else "no labels"
     epoch, batches = at
     start = "from the start"
     if at != (0, 0):
@@ -183,8 +205,8 @@ def _about(cfg: DictConfig, host: Host, run: Run, *, images: int, at: tuple[int,
     return [
         f"{cfg.name}: {cfg.method} with {cfg.backbone.name} ({host.describe()}) on {count} "
         f"{device}, {cfg.precision}",
-        f"{images} images, {classes}, {cfg.max_epochs} epochs in batches of "
-        f"{cfg.optimizer.batch_size}; {start}; {run.folder}",
+        f"{images} images, {classes}, {cfg.max_epochs} epoch{'s' * (cfg.max_epochs != 1)} in "
+        f"batches of {cfg.optimizer.batch_size}; {start}; {run.folder}",
         *apart,
     ]
 
@@ -203,6 +225,8 @@ def fit(
     """
     seed_everything(cfg.seed, workers=True, verbose=False)
     model = build_model(cfg, host)
+    if not _labelled(cfg):
+        _log_no_accuracy(model)
     run.claim(host)
     try:
         return model, _fit(cfg, host, run, model, callbacks or [])
@@ -246,7 +270,7 @@ def _fit(
         keep.append(EntropyMonitor(host, monitor, run.folder / "monitor.csv"))
         keep.append(ViewPictures(monitor.every_n_epochs))
     about = _about(cfg, host, run, images=order.images, at=(epoch, batches))
-    terminal = Terminal(cfg.name, about, labelled=not cfg.data.no_labels)
+    terminal = Terminal(cfg.name, about, labelled=_labelled(cfg))
     keep += [Collapse(host, cfg.name), History(run.folder), terminal]
     if cfg.checkpoint.enabled:
         keep.append(
@@ -358,7 +382,7 @@ def _pretrain(cfg: DictConfig) -> Run:
             }
         )
         if trainer.is_global_zero:
-            said = figures(metrics, labelled=not cfg.data.no_labels)
+            said = figures(metrics, labelled=_labelled(cfg))
             print(f"{cfg.name}  trained in {duration(cost.seconds)}  {said}", flush=True)
     except Exception as error:
         told = _one_line(error, run)

@@ -96,10 +96,14 @@ def _leave_with_parent() -> None:
 def _child(
     errors: connection.Connection,
     several: bool,
+    method: str | None,
     target: Callable[..., None],
     args: tuple[Any, ...],
 ) -> None:
     _leave_with_parent()
+    # a loader's workers start as in the parent: what is spawned spawns in turn, and the hosts'
+    # data sets, which are local classes, cannot be pickled for that
+    multiprocessing.set_start_method(method, force=True)
     if several:  # one task of SLURM's that has several devices: it launches nothing itself
         os.environ.pop("SLURM_NTASKS", None)
     code = 0
@@ -144,12 +148,14 @@ def in_processes(
         Stopped: when a signal ended them; KeyboardInterrupt, when nothing had begun.
     """
     context = multiprocessing.get_context("spawn")
+    method = multiprocessing.get_start_method(allow_none=True)
     children: list[tuple[BaseProcess, connection.Connection]] = []
     try:
         for environment in environments:
             ours, theirs = context.Pipe(duplex=False)
             several = len(environments) > 1
-            process = context.Process(target=_child, args=(theirs, several, target, args))
+            given = (theirs, several, method, target, args)
+            process = context.Process(target=_child, args=given)
             with _set(environment):  # there before the first import, when Lightning reads its rank
                 process.start()
             theirs.close()

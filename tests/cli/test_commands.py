@@ -303,15 +303,16 @@ def test_stopped_by_a_signal_says_so_and_goes_on(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
         # a job in the background is started deaf to it
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 240
     while not list(tmp_path.rglob("*.ckpt")) and time.monotonic() < deadline:
         time.sleep(0.2)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # terminals, timeout and schedulers signal the workers too
     _, error = process.communicate(timeout=120)
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + number, error
     (said,) = [line for line in error.splitlines() if line.startswith("iecl-solo: ")]
     assert "saved at " in said and said.endswith("the same command goes on where it stopped")
     assert "Traceback" not in error

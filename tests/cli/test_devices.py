@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -47,8 +48,9 @@ STARTS = {
     "module": [sys.executable, "-m", "iecl_solo"],
     "torchrun": [str(BESIDE / "torchrun"), "--nproc-per-node=2", "-m", "iecl_solo"],
 }
-TWO = ["devices=2", "strategy=ddp", "optimizer.batch_size=16"]
-FOUR = ["devices=4", "strategy=ddp", "optimizer.batch_size=8"]
+# with a worker, as every packaged data set but the digits has some
+TWO = ["devices=2", "strategy=ddp", "optimizer.batch_size=16", "data.num_workers=1"]
+FOUR = ["devices=4", "strategy=ddp", "optimizer.batch_size=8", "data.num_workers=0"]
 ONE = ["devices=1", "optimizer.batch_size=32"]
 
 
@@ -66,7 +68,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         images,
         backbone={"name": "timm/test_vit", "kwargs": {"img_size": 32, "patch_size": 8}},
         augmentations=[pipeline(rrc=whole, horizontal_flip={"prob": 0.0})],
-        sync_batchnorm=False,
+        sync_batchnorm=True,  # as packaged; a CPU has none
         strategy="auto",
     )
     (root / "two.yaml").write_text(yaml.safe_dump(raw))
@@ -198,7 +200,7 @@ def test_a_cell_of_a_benchmark_on_two_devices(world: Path, tmp_path: Path):
             **{name: raw[name] for name in kept},
             "optimizer": optimizer,
             "scheduler": {"warmup_epochs": 1},
-            "sync_batchnorm": False,
+            "sync_batchnorm": True,
             "monitor": {"every_n_epochs": 0},
         },
         "evaluation": {"linear": {"max_epochs": 1, "augment": False}},
@@ -288,7 +290,8 @@ def test_a_run_that_died_at_once_does_not_refuse_the_next(world: Path, tmp_path:
     assert done.returncode == 0, error
 
 
-def test_a_child_sees_the_command_line_that_was_typed(tmp_path: Path):
+def test_a_child_sees_the_command_line_and_starts_workers_as_its_parent(tmp_path: Path):
     in_processes(note_command_line, str(tmp_path / "seen"))
     (line,) = (tmp_path / "seen").read_text().splitlines()
-    assert json.loads(line) == [None, sys.argv]
+    # solo-learn's data sets cannot be pickled for workers that are spawned
+    assert json.loads(line) == [None, sys.argv, multiprocessing.get_start_method()]

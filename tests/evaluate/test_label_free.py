@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import runpy
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,3 +129,23 @@ def test_another_shape_is_refused(measure):
 def test_one_view_is_refused(measure):
     with pytest.raises(IECLError, match="1 view an image: at least 2 are needed"):
         measure(torch.zeros(3, 1, 2))
+
+
+def test_the_study_ranks_runs_by_each_measures_own_direction():
+    path = Path(__file__).parents[2] / "studies" / "label_free_ranking.py"
+    study = runpy.run_path(str(path))
+    better = {"rankme": 1, "alpha_req": -1, "uniformity": -1, "alignment": -1}
+    rows = [
+        {"data": "a", "metrics": {"knn_acc1": i, **{k: 1 + i * s for k, s in better.items()}}}
+        for i in range(6)
+    ]
+    rows = [
+        {**r, "metrics": {**r["metrics"], "alpha_req": 4 - r["metrics"]["knn_acc1"] / 2}}
+        for r in rows
+    ]
+    rows[0]["metrics"]["alpha_req"] = -3.0  # as far from 1 on the other side
+    table = study["ranking"](rows).set_index("measure")
+    assert (table["runs"] == 6).all()
+    assert table["rho"].to_dict() == pytest.approx(dict.fromkeys(table.index, 1.0))
+    with pytest.raises(IECLError, match="label_free"):
+        study["ranking"]([{"data": "a", "metrics": {"knn_acc1": 1.0}}])

@@ -621,7 +621,8 @@ def test_wide_tables_stack_on_a_telephone(rich: Path):
 
 
 def test_without_labels_the_report_judges_by_what_needs_none(tmp_path: Path):
-    measures = ["knn_acc1", "linear_acc1", "query_entropy"]
+    # a comparison asks about some of what needs no labels itself: that is not said twice
+    measures = ["knn_acc1", "linear_acc1", "lidar", "query_entropy"]
     store = make_store(tmp_path, arms=TWO, seeds=(0, 1), measures=measures)
     add_galleries(tmp_path, store, labelled=False)
     results = read(store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors import safe_open
 from safetensors.torch import load_file
 from support import (
     HOST,
@@ -25,8 +27,11 @@ from support import (
 from iecl_solo.cli.main import main as cli
 from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.load import load_backbone, load_method, read_pretrained
+from iecl_solo.files import write_json
 from iecl_solo.saib import load_saib
+from iecl_solo.solo.build import build_model
 from iecl_solo.solo.checkpoint import backbone_state, read_checkpoint
+from iecl_solo.solo.config import plain
 from iecl_solo.train.fit import pretrain
 
 PLAIN = {"eta": 0.01}
@@ -100,38 +105,28 @@ def run(images: Path, tmp_path_factory: pytest.TempPathFactory):
 def test_export_loads_into_plain_timm(run, tmp_path: Path, capsys):
     out = tmp_path / "backbone.safetensors"
     assert cli(["export", str(run.folder), "--to", str(out)]) == 0
-    recipe = capsys.readouterr().out.splitlines()[-2:]
+    _, *recipe = capsys.readouterr().out.splitlines()
     pretrained = read_pretrained(run.checkpoint)
     assert same_tensors(load_file(out), load_backbone(pretrained, HOST).state_dict()) == []
     # in a process of its own: nothing of this package may be needed
-    script = "; ".join([*recipe, "import sys; assert 'iecl_solo' not in sys.modules; print('ok')"])
+    script = "\n".join([*recipe, "import sys; assert 'iecl_solo' not in sys.modules; print('ok')"])
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "ok", done.stderr
 
 
-@pytest.mark.parametrize(
-    ("name", "cifar", "kwargs"),
-    [
-        ("resnet18", True, {}),
-        ("resnet18", False, {"zero_init_residual": True}),
-        ("timm/resnet18", False, {"small_stem": True}),
-        ("timm/efficientnet_b0", False, {"small_stem": True}),
-        ("vit_tiny", False, {"img_size": 32, "patch_size": 4}),
-    ],
-)
-def test_recipes_build_what_was_trained(name: str, cifar: bool, kwargs: dict):
-    from iecl_solo.cli.export import _statements
-    from iecl_solo.solo.backbones import build_backbone
-
-    space: dict = {}
-    exec("\n".join(_statements(name, cifar, dict(kwargs))), space)
-    trained = build_backbone(HOST, name, method="simclr", cifar=cifar, **kwargs)
-    shapes = {k: v.shape for k, v in trained.state_dict().items()}
-    assert {k: v.shape for k, v in space["model"].state_dict().items()} == shapes
-    space["model"].load_state_dict(trained.state_dict())
-    x = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        assert torch.equal(space["model"].eval()(x), trained.eval()(x))
+@pytest.mark.parametrize("variant", ["convex", "noise"])
+def test_every_variant_of_saib_is_exported(variant: str, images: Path, tmp_path: Path):
+    cfg = config("iecl_simclr", images, iecl={"saib": {"variant": variant}})
+    model = build_model(cfg, HOST)
+    train_on(model, batches(1))
+    model.trainer.save_checkpoint(tmp_path / "run.ckpt")
+    write_json(tmp_path / "args.json", plain(cfg))
+    out = tmp_path / "saib.safetensors"
+    assert cli(["export", str(tmp_path), "--saib", "--to", str(out)]) == 0
+    assert same_tensors(model.iecl.saib.state_dict(), load_saib(out).state_dict()) == []
+    with safe_open(out, "pt") as file:  # what its input was
+        about = file.metadata()
+    assert json.loads(about["mean"]) == [0.485, 0.456, 0.406] and about["method"] == "iecl_simclr"
 
 
 def test_learned_saib_comes_back_on_its_own(run, tmp_path: Path):

@@ -207,10 +207,11 @@ def test_run_exports_and_comes_back(name: str, images: Path, tmp_path: Path, cap
     run = pretrain(OmegaConf.create(raw))
     out = tmp_path / "network.safetensors"
     assert cli(["export", str(run.folder), "--to", str(out)]) == 0
-    recipe = capsys.readouterr().out.splitlines()[-2:]
+    printed = capsys.readouterr().out
+    recipe = printed[printed.index("written: ") :].splitlines()[1:]
     pretrained = read_pretrained(run.folder)
     assert same_tensors(load_file(out), load_backbone(pretrained, HOST).state_dict()) == []
-    script = "; ".join([*recipe, "import sys; assert 'iecl_solo' not in sys.modules; print('ok')"])
+    script = "\n".join([*recipe, "import sys; assert 'iecl_solo' not in sys.modules; print('ok')"])
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "ok", done.stderr
     model = load_method(pretrained, HOST)

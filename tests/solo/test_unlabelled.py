@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from support import HOST, raw_config
 
+from iecl_solo.cli.main import main
 from iecl_solo.errors import IECLError
 from iecl_solo.solo.data import pretrain_loader
 from iecl_solo.train.complete import complete
@@ -56,8 +57,24 @@ def test_a_run_is_finite_and_shows_no_accuracy(
     assert "epoch 1/1" in printed and "acc" not in printed
     losses = [v for k, v in run.result["metrics"].items() if "loss" in k]
     assert losses and torch.tensor(losses).isfinite().all()
+    (logged,) = run.folder.glob("logs/*/metrics.csv")
+    shown = {*run.result["metrics"], *logged.read_text().splitlines()[0].split(",")}
+    assert "train_nce_loss_epoch" in shown
+    assert not [name for name in shown if "acc" in name or "class_loss" in name]
+    assert main(["inspect", str(run.folder), "--images", "8", "--probes", "2"]) == 0
     state = torch.load(run.checkpoint, weights_only=True)["state_dict"]
     assert all(value.isfinite().all() for value in state.values())
+
+
+def test_one_folder_of_photos_has_no_accuracy(images: Path, tmp_path: Path, capsys):
+    """Without the key a folder of one folder counts as one class, which is always right."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/2024").symlink_to(images / "class0")
+    given = {"checkpoint__dir": str(tmp_path / "runs"), "monitor__every_n_epochs": 0}
+    raw = raw_config("simclr", tmp_path / "photos", optimizer__batch_size=4, max_epochs=1, **given)
+    run = pretrain(OmegaConf.create(raw))
+    assert run.result is not None and not [k for k in run.result["metrics"] if "acc" in k]
+    assert "no labels" in (printed := capsys.readouterr().out) and "acc" not in printed
 
 
 def test_too_few_and_none_are_one_line(photos: Path, tmp_path: Path):

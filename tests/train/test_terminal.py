@@ -46,13 +46,25 @@ def test_bar_on_a_terminal(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(terminal, "OF_BAR", 0.0)
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setenv("COLUMNS", "200")
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
     given = {"checkpoint__dir": str(tmp_path), "monitor__every_n_epochs": 0}
-    cfg = raw_config("iecl_simclr", images, optimizer__batch_size=4, **given)
+    name = "strong-generation-seed0-f4b8693f"  # as long as a benchmark's cell has it
+    cfg = raw_config("iecl_simclr", images, name=name, optimizer__batch_size=4, **given)
     pretrain(OmegaConf.create(cfg))
-    drawn = capsys.readouterr().err
-    assert "epoch 2/2" in drawn and "images/s" in drawn and "iecl_entropy" in drawn
+    drawn = re.sub(r"\x1b\[[^m]*m", "", capsys.readouterr().err)
+    # nothing is cut off: the bar takes what the words leave, the terms stand below
+    assert re.search(rf"{name}  epoch 2/2 .+ \d+ images/s  \d+ s left", drawn)
+    assert re.search(r"nce_loss [\d.]+  .*iecl_entropy\s+[\d.]+", drawn, re.S)
+    assert "…" not in drawn
+
+
+def test_lines_go_into_a_pipe_whatever_stderr_is(monkeypatch: pytest.MonkeyPatch):
+    """``iecl-solo pretrain ... | tee log``: its epochs are in the log."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False, raising=False)
+    assert not terminal.Terminal("run", [], labelled=True)._bar
 
 
 def test_without_labels_no_accuracy_is_shown():

@@ -56,7 +56,9 @@ def _curve_pictures(results: Results, measure: str, setting: int) -> list[Pictur
             picture(
                 f"curve-{slug(measure)}-{setting}-{j}",
                 heading(f"{name(measure)}, {results.setting_text(setting)}"),
-                "Mean over seeds; the band is one standard deviation to each side.",
+                "One seed."
+                if results.seeds == 1
+                else "Mean over seeds; the band is one standard deviation to each side.",
                 partial(figures.bands, lines=lines, x="epoch", y=title(measure)),
                 grid="y",
             )

@@ -20,6 +20,7 @@ def sections(results: Results) -> list[Section]:
             continue
         difference = abs(gallery.after.astype(float) - gallery.before.astype(float))
         largest = difference.max() or 1.0
+        percent = 100 * difference.max() / 255
         rows = {
             "view": gallery.before,
             "changed": gallery.after,
@@ -31,7 +32,7 @@ def sections(results: Results) -> list[Section]:
                 f"{arm}, {results.setting_text(i)}",
                 f"Seed {seed}: views of the last epoch, what the learned transform makes of them "
                 "(shown at the view's own mean and contrast), and their difference, at most "
-                f"{100 * largest / 255:.0f} % of the scale, stretched to all of it.",
+                f"{percent:.{0 if percent >= 1 else 1}f} % of the scale, stretched to all of it.",
                 partial(figures.mosaic, rows=rows),
                 height=0.4 + 0.62 * len(rows),
                 grid="none",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
+from rich.text import Text
 
 from iecl_solo.solo.registry import shown_terms
 
@@ -53,10 +56,29 @@ def figures(logged: dict[str, Any], *, labelled: bool, ending: str = "_epoch") -
     accuracy = [f"train_acc1{ending}", *(["val_acc1"] if ending == "_epoch" else [])]
     shown = dict.fromkeys([*losses, *(accuracy if labelled else ()), *terms])
     return "  ".join(
-        f"{k.removesuffix(ending).removeprefix('train_')} {float(logged[k]):.3f}"
+        f"{k.removesuffix(ending).removeprefix('train_')} {_number(float(logged[k]))}"
         for k in shown
         if k in logged
     )
+
+
+def _number(value: float) -> str:
+    """Three decimals; a term that is smaller is not shown as 0.
+
+    >>> _number(-0.0000079), _number(0.0), _number(33.0)
+    ('-7.9e-06', '0.000', '33.000')
+    """
+    return f"{value:.3f}" if value == 0 or not abs(value) < 1e-3 else f"{value:.1e}"
+
+
+class _Bar(Progress):
+    """A bar, and below it the terms: side by side they do not fit in 100 columns."""
+
+    said = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self.said)
 
 
 class Terminal(Callback):
@@ -66,7 +88,7 @@ class Terminal(Callback):
         name: what the run is called.
         about: what the header says, a line each.
         labelled: whether accuracy means anything.
-        bar: whether a bar is drawn; decided by the terminal if not given.
+        bar: whether a bar is drawn; if not given, it is where nothing goes into a pipe or a file.
     """
 
     def __init__(
@@ -74,8 +96,8 @@ class Terminal(Callback):
     ) -> None:
         self.name, self.about, self.labelled = name, about, labelled
         self._console = Console(stderr=True)
-        self._progress: Progress | None = None
-        self._bar = sys.stderr.isatty() if bar is None else bar
+        self._progress: _Bar | None = None
+        self._bar = sys.stdout.isatty() and sys.stderr.isatty() if bar is None else bar
         self._began = self._epoch_began = self._line = time.perf_counter()
         self._steps = self._epoch_steps = 0
 
@@ -89,10 +111,10 @@ class Terminal(Callback):
         if self._bar and trainer.is_global_zero:
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(None, table_column=Column(ratio=1)),  # what the words leave
                 TextColumn("{task.fields[at]}"),
             )
-            self._progress = Progress(*columns, console=self._console, transient=True)
+            self._progress = _Bar(*columns, console=self._console, transient=True, expand=True)
             self._progress.add_task("", total=None, at="")
             self._progress.start()
 
@@ -127,12 +149,13 @@ class Terminal(Callback):
         if self._progress is None:
             print(f"{self.name}  {epoch}  {step}  {said}  {pace}", flush=True)
         else:
+            self._progress.said = said
             self._progress.update(
                 self._progress.task_ids[0],
                 description=f"{self.name}  {epoch}",
                 completed=batch_idx + 1,
                 total=trainer.num_training_batches,
-                at=f"{said}  {pace}",
+                at=pace,
             )
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
