@@ -184,6 +184,7 @@ def undecodable(files: Sequence[Path], root: Path, workers: int = 0) -> set[Path
         >>> root.mkdir()
         >>> _ = (root / "a.png").write_bytes(b"no image")
         >>> [path.name for path in undecodable([root / "a.png"], root)]
+        looking for images that do not decode, once, among 1
         ['a.png']
     """
     root = root.expanduser().resolve()
