@@ -184,7 +184,6 @@ def undecodable(files: Sequence[Path], root: Path, workers: int = 0) -> set[Path
         >>> root.mkdir()
         >>> _ = (root / "a.png").write_bytes(b"no image")
         >>> [path.name for path in undecodable([root / "a.png"], root)]
-        looking for images that do not decode, once, among 1
         ['a.png']
     """
     root = root.expanduser().resolve()
@@ -195,7 +194,7 @@ def undecodable(files: Sequence[Path], root: Path, workers: int = 0) -> set[Path
             if not file.is_file():  # another process may have made it meanwhile
                 for old in folder.glob(f"{stem}-*.json"):
                     old.unlink(missing_ok=True)
-                print(f"looking for images that do not decode, once, among {len(files)}")
+                print(f"looking among {len(files)} images for undecodable ones", file=sys.stderr)
                 loader: Any = DataLoader(_Broken(files), batch_size=None, num_workers=workers)
                 broken = [i for i, is_broken in enumerate(loader) if is_broken]
                 write_json(file, {"undecodable": [os.path.relpath(files[i], root) for i in broken]})

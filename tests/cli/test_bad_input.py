@@ -255,6 +255,7 @@ def _tree(root: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(("arguments", "said"), CASES, ids=[f"{c[0][0]} {c[0][-1]}" for c in CASES])
+@pytest.mark.counts("bad inputs tried")
 def test_one_line_a_code_and_nothing_written(
     arguments: list[str],
     said: list[str],

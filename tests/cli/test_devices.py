@@ -247,6 +247,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="l
 
 
 @needs_proc
+@pytest.mark.counts("faults injected")
 def test_a_rank_that_dies_ends_the_others_in_one_line(world: Path, tmp_path: Path):
     process = started("module", command(world, tmp_path, *TWO, "max_epochs=2000"))
     wait_for(lambda: list(tmp_path.rglob("*.ckpt")))
@@ -264,6 +265,7 @@ def test_a_rank_that_dies_ends_the_others_in_one_line(world: Path, tmp_path: Pat
 
 @needs_proc
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.counts("faults injected")
 def test_compare_takes_its_training_with_it(number: signal.Signals, world: Path, tmp_path: Path):
     arguments = command(world, tmp_path, "max_epochs=2000", f"compare.dir={tmp_path / 'out'}")
     arguments += [f"data.val_path={world / 'images'}", *ONE]
@@ -275,6 +277,7 @@ def test_compare_takes_its_training_with_it(number: signal.Signals, world: Path,
     wait_for(lambda: not alive(child), 40)
 
 
+@pytest.mark.counts("faults injected")
 def test_a_run_that_died_at_once_does_not_refuse_the_next(world: Path, tmp_path: Path):
     """Killed before its first checkpoint, with other settings than the next has."""
     process = started("module", command(world, tmp_path, *ONE, "max_epochs=2000"))

@@ -136,6 +136,7 @@ WRONG: list[tuple[str, object, str]] = [
 
 
 @pytest.mark.parametrize(("key", "value", "said"), WRONG, ids=[f"{k}={v}" for k, v, _ in WRONG])
+@pytest.mark.counts("bad inputs tried")
 def test_a_wrong_setting_is_one_line(key: str, value: object, said: str, images: Path):
     cfg = OmegaConf.create(raw_config("iecl_simclr", images))
     if key == "optimizer":

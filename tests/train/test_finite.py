@@ -53,6 +53,7 @@ def _spoil_buffer(module: Any) -> None:
     ("spoil", "said"),
     [(_spoil_weight, r"train_\w*loss is nan"), (_spoil_buffer, "the buffer .*running_var is inf")],
 )
+@pytest.mark.counts("faults injected")
 def test_first_number_that_is_not_finite_stops_the_run(
     spoil: Any, said: str, images: Path, tmp_path: Path
 ):
@@ -66,6 +67,7 @@ def test_first_number_that_is_not_finite_stops_the_run(
     assert run.result is None
 
 
+@pytest.mark.counts("faults injected")
 def test_gradient_alone(images: Path, tmp_path: Path):
     """A finite loss whose gradient is not, as of a norm at zero."""
 
@@ -81,6 +83,7 @@ def test_gradient_alone(images: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     "given", [{"optimizer__lr": 1e6}, {"iecl__lambda": 1e30, "optimizer__lr": 1.0}]
 )
+@pytest.mark.counts("faults injected")
 def test_absurd_settings_end_in_a_line(given: dict[str, Any], images: Path, tmp_path: Path):
     with pytest.raises(IECLError, match=r"epoch \d+, step \d+: .* is (nan|-?inf)"):
         pretrain(_cfg("iecl_simclr", images, tmp_path, max_epochs=20, **given))

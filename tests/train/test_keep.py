@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Count
 from omegaconf import OmegaConf
 from support import HOST, raw_config, same_tensors
 
@@ -59,7 +60,7 @@ def test_so_many_are_kept_newest_first(keep: int, tmp_path: Path):
     assert len(list(tmp_path.iterdir())) == keep
 
 
-def test_no_damage_is_read_as_something_else(tmp_path: Path):
+def test_no_damage_is_read_as_something_else(tmp_path: Path, count: Count):
     """Flipped bits, cut files, 200 random bytes: refused in one line, or nothing was changed."""
     path, given = tmp_path / "run.ckpt", _checkpoint(0)
     write_checkpoint(given, path, 1)
@@ -82,6 +83,7 @@ def test_no_damage_is_read_as_something_else(tmp_path: Path):
             assert "\n" not in str(error) and "weights_only" not in str(error)
             refused += 1
     assert refused > 280
+    count("faults injected", 300)
 
 
 class _Stranger:
@@ -96,6 +98,7 @@ def test_advice_to_let_a_file_run_code_is_not_passed_on(tmp_path: Path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", None])
+@pytest.mark.counts("faults injected")
 def test_damaged_newest_falls_back_to_the_one_before(
     damage: bytes | None, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
@@ -118,6 +121,7 @@ def test_damaged_newest_falls_back_to_the_one_before(
 
 
 @pytest.mark.parametrize("key", ["loops", "optimizer_states", "state_dict", "callbacks"])
+@pytest.mark.counts("faults injected")
 def test_missing_key_is_one_line(key: str, images: Path, tmp_path: Path):
     run = pretrain(_cfg(images, tmp_path, max_epochs=1, checkpoint__keep=1))
     (run.folder / "result.json").unlink()
@@ -128,6 +132,7 @@ def test_missing_key_is_one_line(key: str, images: Path, tmp_path: Path):
         pretrain(_cfg(images, tmp_path, max_epochs=1, checkpoint__keep=1))
 
 
+@pytest.mark.counts("faults injected")
 def test_missing_tensor_is_one_line(images: Path, tmp_path: Path):
     run = pretrain(_cfg(images, tmp_path, max_epochs=1))
     (run.folder / "result.json").unlink()
@@ -174,6 +179,7 @@ def _after_the_first_save(monkeypatch: pytest.MonkeyPatch, do: Callable[[], None
 
 
 @pytest.mark.parametrize("leave", [0, 50_000], ids=["logs", "checkpoint"])
+@pytest.mark.counts("faults injected")
 def test_full_disk_is_one_line_and_the_same_command_goes_on(
     leave: int, small_disk: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -195,6 +201,7 @@ def test_full_disk_is_one_line_and_the_same_command_goes_on(
     assert same_tensors(a["state_dict"], b["state_dict"]) == []
 
 
+@pytest.mark.counts("faults injected")
 def test_full_disk_at_the_result(
     small_disk: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
@@ -218,6 +225,7 @@ def test_full_disk_at_the_result(
     assert list(small_disk.rglob("result.json"))
 
 
+@pytest.mark.counts("faults injected")
 def test_limit_on_a_files_size(tmp_path: Path):
     """What a quota does, without the right to mount: the file before stays, no other is left."""
     path = tmp_path / "run.ckpt"
@@ -245,7 +253,7 @@ def _write_on_and_on(path: Path, written: Any) -> None:
         written.set()
 
 
-def test_kill_in_mid_write_loses_nothing(tmp_path: Path):
+def test_kill_in_mid_write_loses_nothing(tmp_path: Path, count: Count):
     """Thirty kills at random moments of a process that writes without a pause."""
     rng, forked = random.Random(1), multiprocessing.get_context("fork")
     cut = 0
@@ -266,6 +274,7 @@ def test_kill_in_mid_write_loses_nothing(tmp_path: Path):
         assert torch.equal(w, torch.full((600, 600), float(n)))
         assert not list(path.parent.glob("*.damaged"))  # the newest was whole, if not in place
     assert cut > 3  # some did hit a write
+    count("faults injected", 30)
 
 
 # --- numbers that are not ----------------------------------------------------------------------
@@ -277,6 +286,7 @@ def test_json_has_no_nan(tmp_path: Path):
     assert read_json(tmp_path / "a.json") == {"a": None, "b": [1.0, None], "c": {"d": 2.0}}
 
 
+@pytest.mark.counts("faults injected")
 def test_model_that_is_not_finite_is_not_read(images: Path, tmp_path: Path):
     run = pretrain(_cfg(images, tmp_path, max_epochs=1))
     checkpoint = torch.load(run.checkpoint, weights_only=True)

@@ -85,6 +85,7 @@ def _kill(number: int) -> Any:
         ("simclr", signal.SIGTERM, 0),
     ],
 )
+@pytest.mark.counts("faults injected")
 def test_signal_in_mid_epoch_saves_and_goes_on_bit_for_bit(
     method: str, number: int, workers: int, images: Path, tmp_path: Path
 ):
@@ -97,6 +98,7 @@ def test_signal_in_mid_epoch_saves_and_goes_on_bit_for_bit(
     _assert_same(whole, again)
 
 
+@pytest.mark.counts("faults injected")
 def test_batched_views_go_on_bit_for_bit(images: Path, tmp_path: Path):
     batched = {"data__views": "batched"}
     whole = pretrain(_cfg("iecl_simclr", images, tmp_path / "whole", **batched))
@@ -105,6 +107,7 @@ def test_batched_views_go_on_bit_for_bit(images: Path, tmp_path: Path):
     _assert_same(whole, pretrain(_cfg("iecl_simclr", images, tmp_path / "cut", **batched)))
 
 
+@pytest.mark.counts("faults injected")
 def test_signal_in_the_last_step_of_an_epoch(images: Path, tmp_path: Path):
     whole = pretrain(_cfg("byol", images, tmp_path / "whole"))
     stopped = _stopped(
@@ -114,6 +117,7 @@ def test_signal_in_the_last_step_of_an_epoch(images: Path, tmp_path: Path):
     _assert_same(whole, pretrain(_cfg("byol", images, tmp_path / "cut")))
 
 
+@pytest.mark.counts("faults injected")
 def test_every_n_steps_and_a_power_cut(images: Path, tmp_path: Path):
     """The step that was saved, not the one that was cut, is gone on from."""
     every = {"checkpoint__every_n_steps": 4}
@@ -129,6 +133,7 @@ def test_every_n_steps_and_a_power_cut(images: Path, tmp_path: Path):
     _assert_same(whole, pretrain(_cfg("iecl_byol", images, tmp_path / "cut", **every)))
 
 
+@pytest.mark.counts("faults injected")
 def test_with_accumulated_gradients(images: Path, tmp_path: Path):
     """A save in the middle of an accumulation would lose its first half."""
     given = {"accumulate_grad_batches": 2}
@@ -142,6 +147,7 @@ def test_with_accumulated_gradients(images: Path, tmp_path: Path):
     _assert_same(whole, pretrain(_cfg("simclr", images, tmp_path / "cut", **given)))
 
 
+@pytest.mark.counts("faults injected")
 def test_killed_before_its_result_the_run_is_completed(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -168,6 +174,7 @@ def test_killed_before_its_result_the_run_is_completed(
         assert result["metrics"][name] == pytest.approx(metrics[name].iloc[-1]), name
 
 
+@pytest.mark.counts("faults injected")
 def test_seconds_are_those_of_all_legs(images: Path, tmp_path: Path):
     cfg = _cfg("simclr", images, tmp_path)
     from iecl_solo.train.callbacks.cost import CostMonitor

@@ -85,6 +85,7 @@ def test_second_identical_command_takes_nothing_from_the_first(images: Path, tmp
 
 
 @pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.counts("faults injected")
 def test_what_a_user_set_aside_stays(images: Path, tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         pretrain(_cfg(images, tmp_path))
@@ -144,6 +145,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.counts("faults injected")
 def test_lock_of_a_killed_process_is_taken_over_at_once(images: Path, tmp_path: Path):
     cfg, run = _run(images, tmp_path)
     (tmp_path / "cfg.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
@@ -161,6 +163,7 @@ def test_lock_of_a_killed_process_is_taken_over_at_once(images: Path, tmp_path: 
     run.release()
 
 
+@pytest.mark.counts("faults injected")
 def test_lock_of_another_machine_is_taken_over_when_it_shows_no_life(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
