@@ -59,7 +59,7 @@ class EpochOrder(DistributedSampler):
     Example:
         >>> order = EpochOrder(6, 1, seed=0, pieces=([2, 2, 2], 1))
         >>> [index // 2 for _, index in order]
-        [2, 2, 0, 0, 1, 1]
+        [1, 1, 0, 0, 2, 2]
     """
 
     def __init__(
