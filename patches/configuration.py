@@ -11,7 +11,6 @@ from typing import Any
 
 from iecl_solo.patches.patch import Patch, Stage
 
-from iecl_solo.devices import choose_precision, on_cpu
 
 _MODULES = ("solo.args.pretrain", "solo.args.linear")
 
@@ -49,6 +48,8 @@ def _only_lists_are_counted(_: Path) -> bool:
 
 
 def _count_any_devices() -> None:
+    from iecl_solo.devices import choose_precision, on_cpu  # torch, which --help can do without
+
     def counting(parse_cfg: Any) -> Any:
         @functools.wraps(parse_cfg)
         def parse(cfg: Any) -> Any:
