@@ -11,7 +11,6 @@ from typing import Any
 
 from iecl_solo.patches.patch import Patch, Stage
 
-
 _MODULES = ("solo.args.pretrain", "solo.args.linear")
 
 
