@@ -48,9 +48,8 @@ STARTS = {
     "module": [sys.executable, "-m", "iecl_solo"],
     "torchrun": [str(BESIDE / "torchrun"), "--nproc-per-node=2", "-m", "iecl_solo"],
 }
-# with a worker, as every packaged data set but the digits has some
-TWO = ["devices=2", "strategy=ddp", "optimizer.batch_size=16", "data.num_workers=1"]
-FOUR = ["devices=4", "strategy=ddp", "optimizer.batch_size=8", "data.num_workers=0"]
+TWO = ["devices=2", "strategy=ddp", "optimizer.batch_size=16"]
+FOUR = ["devices=4", "strategy=ddp", "optimizer.batch_size=8"]
 ONE = ["devices=1", "optimizer.batch_size=32"]
 
 

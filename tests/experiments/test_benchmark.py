@@ -492,7 +492,7 @@ def _forge(store: Store, **changes: str) -> None:
     assert store.claim({**CELL, "id": "x"})
     marker = store.path / "x.lock"
     lines = dict(line.partition("=")[::2] for line in marker.read_text().splitlines())
-    store._release("x")
+    store.release("x")
     marker.write_text(
         "\n".join(f"{k}={v}" if v else k for k, v in (lines | changes).items()) + "\n"
     )

@@ -142,7 +142,7 @@ def test_precision_and_accumulation(precision: str, accumulate: int, images: Pat
 
 @pytest.mark.parametrize("method", NAMED)
 def test_batch_of_two(method: str, images: Path):
-    options = {"method_kwargs__queue_size": 4} if method == "mocov2plus" else {}
+    options = {"method_kwargs__queue_size": 8} if method == "mocov2plus" else {}
     model = train_on(build(f"iecl_{method}", images, **options), batches(2, batch_size=2))
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
