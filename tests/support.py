@@ -9,7 +9,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -284,3 +285,13 @@ def train_and_note(raw: dict[str, Any], path: str, stop: list[int] | None) -> No
     """One process of a run, which notes what it sees; here, since a child finds no test module."""
     cfg = complete(OmegaConf.create(raw), HOST)
     fit(cfg, HOST, Run(cfg), callbacks=[_Note(path, stop)])
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
+    """What ``what`` gives once it gives something."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := what():
+            return found
+        time.sleep(0.2)
+    raise AssertionError("it did not happen in time")

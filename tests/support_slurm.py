@@ -12,11 +12,11 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+
+from support import wait_for
 
 PROGRAMS = ("sbatch", "scontrol", "slurmctld", "slurmd", "munged")
 NODES = ("n1", "n2")
@@ -60,16 +60,6 @@ def missing() -> str | None:
     if lacking:
         return f"no {', '.join(lacking)} here: apt-get install slurm-wlm munge"
     return None if os.geteuid() == 0 else "slurmd needs root"
-
-
-def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
-    """What ``what`` gives once it gives something."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := what():
-            return found
-        time.sleep(0.2)
-    raise AssertionError("it did not happen in time")
 
 
 def processes(words: str, variable: str = "", program: str = "") -> list[int]:

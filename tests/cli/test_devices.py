@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from support import (
     note_command_line,
     pipeline,
     raw_config,
+    wait_for,
 )
 
 from iecl_solo.experiments.store import STORE, Store
@@ -226,15 +226,6 @@ def children(pid: int) -> list[int]:
     return [int(number) for number, args in lines if "spawn_main" in args]
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 200) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := what():
-            return found
-        time.sleep(0.2)
-    raise AssertionError("it did not happen in time")
-
-
 def alive(pid: int) -> bool:
     try:
         return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -249,7 +240,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="l
 @pytest.mark.counts("faults injected")
 def test_a_rank_that_dies_ends_the_others_in_one_line(world: Path, tmp_path: Path):
     process = started("module", command(world, tmp_path, *TWO, "max_epochs=2000"))
-    wait_for(lambda: list(tmp_path.rglob("*.ckpt")))
+    wait_for(lambda: list(tmp_path.rglob("*.ckpt")), 200)
     both = children(process.pid)
     assert len(both) == 2
     os.kill(both[1], signal.SIGKILL)
@@ -269,7 +260,7 @@ def test_compare_takes_its_training_with_it(number: signal.Signals, world: Path,
     arguments = command(world, tmp_path, "max_epochs=2000", f"compare.dir={tmp_path / 'out'}")
     arguments += [f"data.val_path={world / 'images'}", *ONE]
     process = started("module", ["compare", *arguments[1:]])
-    wait_for(lambda: list(tmp_path.rglob("*.ckpt")))
+    wait_for(lambda: list(tmp_path.rglob("*.ckpt")), 200)
     (child,) = children(process.pid)
     process.send_signal(number)
     process.communicate(timeout=60)

@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 import support_slurm
 import yaml
-from support import HOST, image_folder, pipeline, raw_config
-from support_slurm import Slurm, processes, wait_for
+from support import HOST, image_folder, pipeline, raw_config, wait_for
+from support_slurm import Slurm, processes
 
 from iecl_solo.cli.main import main
 from iecl_solo.experiments.store import STORE, Store
