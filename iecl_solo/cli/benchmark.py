@@ -254,7 +254,7 @@ def run(given: hydra_app.Invocation) -> int:
             _launch(benchmark, wanted, given, overrides)
     store.export()
     if benchmark.kind == "throughput":
-        write_table(store.cells(), store.metrics(), store.path.parent / TABLE)
+        write_table(store, store.path.parent / TABLE)
     page = write_report(store, store.path.parent)
     rows = store.cells()
     failed = rows[(rows["status"] == "failed") & rows["id"].isin(c.id for c in cells(benchmark))]

@@ -15,7 +15,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -24,6 +23,7 @@ from torchvision.datasets.folder import default_loader
 
 from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.experiments.cost import Step, interleaved, ratio
+from iecl_solo.experiments.store import Store
 from iecl_solo.solo.batched import BatchedLoader
 from iecl_solo.solo.config import plain
 from iecl_solo.solo.data import pretrain_loader
@@ -319,19 +319,18 @@ def measure_throughput(
     return out | (_start(cfg, pipeline, host, threads) if start else {})
 
 
-def write_table(cells: pd.DataFrame, metrics: pd.DataFrame, path: Path) -> None:
+def write_table(store: Store, path: Path) -> None:
     """The table of a store's rows: a line for each pipeline, network and number of threads.
 
     Args:
-        cells: ``Store.cells()``.
-        metrics: ``Store.metrics()``.
+        store: of a benchmark of the kind throughput.
         path: of the CSV; its columns are ``pipeline``, ``network``, ``threads`` and what
             ``measure_throughput`` returns.
     """
-    wide = metrics.pivot(index="id", columns="name", values="value").reset_index()
-    rows = cells[cells["status"] == "done"].merge(wide, on="id")
+    wide = store.metrics().pivot(index="cell", columns="name", values="value")
+    cells = store.cells()
+    rows = cells[cells["status"] == "done"].merge(wide, left_on="id", right_index=True)
     rows = rows.rename(columns={"arm": "pipeline", "data": "network"})
-    measured = [c for c in wide.columns if c != "id"]
-    order = sorted(measured, key=lambda c: (c.startswith("training"), "ratio" in c, c))
+    order = sorted(wide.columns, key=lambda c: (c.startswith("training"), "ratio" in c, c))
     table = rows[["pipeline", "network", "threads", *order]]
     table.sort_values(["network", "threads", "pipeline"]).to_csv(path, index=False)

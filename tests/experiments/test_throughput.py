@@ -6,12 +6,12 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 from support import HOST, config, image_folder, pipeline, raw_config
 
 from iecl_solo.errors import IECLError
 from iecl_solo.experiments import throughput
+from iecl_solo.experiments.store import Store
 from iecl_solo.experiments.throughput import (
     installed,
     measure_throughput,
@@ -90,25 +90,16 @@ def test_start_of_a_command(images: Path):
 
 
 def test_the_table_has_a_line_for_each_pipeline_and_threads(tmp_path: Path):
-    ids = ["a", "b", "c"]
-    cells = pd.DataFrame(
-        {
-            "id": ids,
-            "arm": ["host", "batched", "lightly"],
-            "data": "r18",
-            "threads": [1, 1, 2],
-            "status": ["done", "done", "failed"],
-        }
-    )
-    values = {"ratio_to_host": [1.0, 6.0, 0.9], "images_per_second": [500.0, 3000.0, 450.0]}
-    metrics = pd.DataFrame(
-        [
-            {"id": i, "name": n, "value": v}
-            for n, column in values.items()
-            for i, v in zip(ids, column, strict=True)
-        ]
-    )
-    write_table(cells, metrics, tmp_path / "throughput.csv")
+    store = Store(tmp_path / "rows")
+    for arm, threads, rate in (("host", 1, 500.0), ("batched", 1, 3000.0), ("lightly", 2, None)):
+        cell = {"id": f"{arm}-{threads}", "data": "r18", "arm": arm, "method": "simclr", "seed": 0}
+        store.claim({**cell, "against": None, "axes": {"threads": threads}})
+        if rate is None:
+            store.fail(cell["id"], "ModuleNotFoundError")
+        else:
+            measured = {"ratio_to_host": rate / 500, "images_per_second": rate}
+            store.finish(cell["id"], measured)
+    write_table(store, tmp_path / "throughput.csv")
     with (tmp_path / "throughput.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(r["pipeline"], r["threads"], float(r["ratio_to_host"])) for r in rows] == [
