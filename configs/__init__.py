@@ -2,7 +2,8 @@
 
 A variant's, ``pretrain/cifar/iecl_simclr``, is no file: it is its baseline's and the objective's
 defaults, and says itself of which. An objective's folder is one that has a ``default.yaml`` and a
-``none.yaml``, in which nothing is added.
+``none.yaml``, in which nothing is added. A preset with the name of a set, ``iecl/minimal`` for
+``pretrain/minimal``, stands there in place of the default.
 """
 
 from __future__ import annotations
@@ -58,12 +59,14 @@ def text(name: str) -> str:
     found = variant(name)
     assert found is not None, name
     objective, baseline = found
+    folder = name.split("/")[-2]
+    preset = folder if (_ROOT / objective / f"{folder}.yaml").is_file() else "default"
     return "\n".join(
         [
             "# @package _global_",
             "defaults:",
             f"  - {baseline}",
-            f"  - /{objective}: default",
+            f"  - /{objective}: {preset}",
             "  - _self_",
             f"method: {objective}_{baseline}",
         ]

@@ -30,7 +30,9 @@ from iecl_solo.solo.wrapper import find_embedder, objectives
 from iecl_solo.train.packaged import packaged_configs
 
 ROOT = Path(iecl_solo.configs.__file__).parent
-DATASETS = ("digits", "cifar", "stl10", "imagenet-100", "imagenet", "custom", "small")
+DATASETS = ("digits", "cifar", "stl10", "imagenet-100", "imagenet", "custom", "small", "minimal")
+#: Sets for a folder of images of one's own.
+OWN = ("custom", "small", "minimal")
 METHODS = (
     *("simclr", "mocov2plus", "byol", "simsiam", "mocov3", "spectral", "minc", "dino"),
     *("vicreg", "barlow_twins"),
@@ -56,7 +58,7 @@ def _composed(name: str, *overrides: str) -> DictConfig:
 
 def given(name: str) -> list[str]:
     """What only the user can say."""
-    return ["data.train_path=train"] if name.startswith(("custom/", "small/")) else []
+    return ["data.train_path=train"] if name.split("/")[0] in OWN else []
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -69,7 +71,7 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 def test_every_data_set_has_every_method_and_its_variant() -> None:
     methods = [*METHODS, *(f"{name}_{m}" for name in CONFIGS for m in METHODS)]
     assert set(PRETRAIN) == {f"{d}/{m}" for d in DATASETS for m in methods}
-    assert set(LINEAR) == {*DATASETS} - {"small"}  # a folder of images: custom
+    assert set(LINEAR) == {*DATASETS} - {"small", "minimal"}  # a folder of images: custom
 
 
 def test_no_variant_is_a_file() -> None:
@@ -114,6 +116,7 @@ def test_pretrain_composes(name: str) -> None:
     cfg = plain(composed(f"pretrain/{name}", *given(name)))
     folder, _, method = name.partition("/")
     dataset = {"digits": "custom", "cifar": "cifar10", "imagenet-100": "imagenet100"}
+    dataset |= dict.fromkeys(OWN, "custom")
     assert cfg["method"] == method
     assert cfg["data"]["dataset"] == dataset.get(folder, folder)
     assert cfg["name"].startswith(f"{method}-")
@@ -125,7 +128,8 @@ def test_pretrain_composes(name: str) -> None:
     assert sum(a["num_crops"] for a in cfg["augmentations"]) == 2
     assert cfg["data"]["image_size"] % IECLConfig().saib.build(32).patch_size == 0
     assert cfg["method_kwargs"].get("queue_size", 0) % cfg["optimizer"]["batch_size"] == 0
-    assert ("momentum" in cfg) == (split_method(method)[1] not in ("simclr", "simsiam", "spectral"))
+    one_network = ("simclr", "simsiam", "spectral", "vicreg", "barlow_twins")
+    assert ("momentum" in cfg) == (split_method(method)[1] not in one_network)
     assert {"checkpoint", "auto_resume", "csv", "tensorboard", "wandb", "performance"} <= set(cfg)
     assert "hydra" not in cfg
 
@@ -138,12 +142,14 @@ def test_a_variant_is_its_host_and_the_objective(name: str) -> None:
     host = plain(composed(f"pretrain/{folder}/{bare}", *given(name)))
     assert variant.pop("method") == f"{objective}_{host.pop('method')}"
     assert variant.pop("name") == f"{objective}_{host.pop('name')}"
-    config = CONFIGS[objective]
-    assert parse_block(objective, config, variant.pop(objective)) == config()
+    expected, written = CONFIGS[objective](), variant.pop(objective)
+    if name.startswith("minimal/iecl_"):
+        expected = parse_block("iecl", IECLConfig, composed("iecl/noise")["iecl"])
+    assert parse_block(objective, CONFIGS[objective], written) == expected
     assert variant == host
 
 
-@pytest.mark.parametrize("name", PRETRAIN)
+@pytest.mark.parametrize("name", [n for n in PRETRAIN if not n.startswith("minimal/")])
 def test_pretrain_builds(name: str, images: Path) -> None:
     cfg = composed(f"pretrain/{name}", *given(name))
     cfg.data.train_path = cfg.data.val_path = str(images)
@@ -168,13 +174,23 @@ def test_pretrain_builds(name: str, images: Path) -> None:
     assert linear[-1].out_features == cfg.method_kwargs.proj_output_dim
     assert list(objectives(model)) == carried
     stem = getattr(model, HOST.online).conv1
-    assert stem.kernel_size == ((3, 3) if name.startswith("cifar/") else (7, 7))
+    small = name.startswith(("cifar/", "small/"))
+    assert stem.kernel_size == ((3, 3) if small else (7, 7))
 
 
 def test_default_preset_is_the_dataclass() -> None:
     written = plain(composed("iecl/default"))["iecl"]
     assert list(written) == ["beta", "lambda", "eta", "gamma", "generation", "saib"]
     assert parse_block("iecl", IECLConfig, written) == IECLConfig()
+
+
+def test_few_augmentations_have_a_saib_with_noise() -> None:
+    cfg = composed("pretrain/minimal/iecl_byol", "data.train_path=mine")
+    noise = composed("pretrain/custom/iecl_byol", "data.train_path=mine", "iecl=noise")
+    assert cfg.iecl == noise.iecl and cfg.iecl.saib.budget.hold == "agreement"
+    assert {a.color_jitter.prob for a in cfg.augmentations} == {0.0}
+    climb = composed("pretrain/minimal/climb_byol", "data.train_path=mine")
+    assert climb.climb == composed("climb/default").climb and "iecl" not in climb
 
 
 def test_presets_of_climb() -> None:
@@ -193,6 +209,7 @@ def test_presets_keep_only_their_term() -> None:
         "kl_only": ("query", {"beta"}),
         "generation_only": ("query", {"beta", "generation"}),
         "noise": ("query", {"lambda_"}),
+        "minimal": ("query", {"lambda_"}),
         "entropy_only": ("none", {"lambda_"}),
         "regularizer_only": ("none", {"eta"}),
     }
@@ -201,7 +218,7 @@ def test_presets_keep_only_their_term() -> None:
         cfg = composed("pretrain/digits/iecl_simclr", f"iecl={preset}")
         config = parse_block("iecl", IECLConfig, cfg.iecl)
         weights = _weights(config)
-        assert config.saib.variant == ("noise" if preset == "noise" else "paper")
+        assert config.saib.variant == ("noise" if preset in ("noise", "minimal") else "paper")
         assert config.placement == placement
         assert {t for t, weight in weights.items() if weight} == terms
         assert all(weights[t] == _weights(IECLConfig())[t] for t in terms)
