@@ -284,6 +284,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "datasets" / name).mkdir()
         (folder / "datasets" / name / "train").symlink_to(digits / "train")
         (folder / "datasets" / name / "val").symlink_to(digits / "test")
+    (folder / "cifar10").symlink_to(digits)
     (folder / "datasets/cifar10-10k").mkdir()
     for name in ("train", "held_out"):
         (folder / "datasets/cifar10-10k" / name).symlink_to(digits / "train")
