@@ -52,15 +52,15 @@ class BudgetConfig:
         start: the budget, or where it begins.
         min: the smallest one.
         max: the largest one.
-        hold: what is held: "none", or a key of `HELD`.
+        hold: what is held: a key of `HELD`, or "none", which leaves the budget where it begins.
         level: the value that it is held at.
         rate: how fast; log(budget) moves by this much a step at a difference of 1.
     """
 
-    start: float = 0.15
+    start: float = 0.05
     min: float = 0.01
     max: float = 0.3
-    hold: str = "none"
+    hold: str = "agreement"
     level: float = 0.7
     rate: float = 0.1
 

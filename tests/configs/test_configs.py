@@ -187,7 +187,7 @@ def test_default_preset_is_the_dataclass() -> None:
 def test_few_augmentations_have_a_saib_with_noise() -> None:
     cfg = composed("pretrain/minimal/iecl_byol", "data.train_path=mine")
     noise = composed("pretrain/custom/iecl_byol", "data.train_path=mine", "iecl=noise")
-    assert cfg.iecl == noise.iecl and cfg.iecl.saib.budget.hold == "agreement"
+    assert cfg.iecl == noise.iecl and cfg.iecl.saib.variant == "noise"
     assert {a.color_jitter.prob for a in cfg.augmentations} == {0.0}
     climb = composed("pretrain/minimal/climb_byol", "data.train_path=mine")
     assert climb.climb == composed("climb/default").climb and "iecl" not in climb

@@ -114,7 +114,9 @@ def test_query_and_anchor_are_those_of_the_loss(
 
 
 def test_noise_is_measured_fixed_and_its_entropy_written(images: Path, tmp_path: Path):
-    block = {"saib": {"variant": "noise", "noise_channels": 2, "budget": {"start": 0.2}}}
+    block = {
+        "saib": {"variant": "noise", "noise_channels": 2, "budget": {"start": 0.2, "hold": "none"}}
+    }
     model = build("iecl_simclr", images, iecl=block)
     views = [torch.randn(8, 3, 32, 32) for _ in range(2)]
     kept = {k: v.clone() for k, v in model.state_dict().items()}
