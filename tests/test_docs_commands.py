@@ -113,6 +113,7 @@ PLANNED_ONLY = {
     "iecl-solo benchmark --config-name input_entropy": "a CPU's day on CIFAR-10",
     "iecl-solo benchmark --config-name methods": "a quarter of an hour; small_batch is run",
     "iecl-solo benchmark --config-name minc": "an hour; small_batch is run",
+    "iecl-solo benchmark --config-name views": "half an hour on CIFAR-10",
     "iecl-solo benchmark --config-name throughput": "its figures want a quiet machine",
     "iecl-solo benchmark --config-path . --config-name grid": "a SLURM cluster",
     "iecl-solo pretrain --multirun": "names an option; tests/cli/test_commands.py runs it",
@@ -285,9 +286,10 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "datasets" / name / "train").symlink_to(digits / "train")
         (folder / "datasets" / name / "val").symlink_to(digits / "test")
     (folder / "cifar10").symlink_to(digits)
-    (folder / "datasets/cifar10-10k").mkdir()
-    for name in ("train", "held_out"):
-        (folder / "datasets/cifar10-10k" / name).symlink_to(digits / "train")
+    for part in ("cifar10-10k", "cifar10-5k"):
+        (folder / "datasets" / part).mkdir()
+        for name in ("train", "held_out"):
+            (folder / "datasets" / part / name).symlink_to(digits / "train")
     few = write_digits(folder / "few", classes=[0, 1])
     shards = runpy.run_path(str(ROOT / "examples/write_shards.py"))["write"]
     assert shards(few / "train", folder / "shards") > 256
