@@ -18,13 +18,13 @@ from omegaconf import OmegaConf
 from support import HOST, raw_config, same_tensors
 from torch.utils.data import DataLoader, Dataset
 
-from iecl_solo.order import EpochOrder, seeded
+from iecl_solo.order import EpochOrder, SteadyLoader, seeded
 from iecl_solo.solo.checkpoint import read_checkpoint
 from iecl_solo.train.complete import complete
 from iecl_solo.train.fit import fit, pretrain
 from iecl_solo.train.logs import read_metrics
 from iecl_solo.train.run import Run
-from iecl_solo.train.stop import Stopped
+from iecl_solo.train.stop import SIGNALS, Stopped
 
 
 def _cfg(method: str, images: Path, to: Path, **overrides: Any) -> Any:
@@ -205,6 +205,23 @@ class _Draws(Dataset):
     def __getitem__(self, index: int) -> tuple[int, float, float, float]:
         self.decoded.append(index)
         return index, random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+class _Blocked(Dataset):
+    """The signals that the process which reads an image does not hear."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> list[int]:
+        return sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+
+def test_workers_are_deaf_to_whatever_ends_a_run():
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    (blocked,) = SteadyLoader(_Blocked(), batch_size=None, num_workers=1)
+    assert set(SIGNALS) <= set(blocked)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
 @pytest.mark.parametrize("workers", [0, 2])
