@@ -31,6 +31,7 @@ from iecl_solo.report.sections.sensitivity import sweeps
 from iecl_solo.report.tables import title
 from iecl_solo.solo.registry import OBJECTIVES
 
+ROOT = Path(__file__).parents[2]
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 TWO = {"simclr": ARMS["simclr"], "iecl_simclr": ARMS["iecl_simclr"]}
 
@@ -449,6 +450,25 @@ def test_sweeps_are_of_one_setting_and_three_values():
     }
     # without the default's value there are two of each, which is no sweep
     assert sweeps(arms, {}) == []
+
+
+def test_measures_of_one_setting_are_one_table(tmp_path: Path):
+    """And it stands in the page of earlier runs as the committed rows have it."""
+    assert main(["report", str(ROOT / "docs/rows/beyond.csv"), "--to", str(tmp_path)]) == 0
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("| measure | simclr"))
+    table = [line.rstrip().replace("\\[", "(").replace("\\]", ")") for line in lines[first:]]
+    table = table[: table.index("")]
+    assert len(table) == 2 + 7 and table[0].endswith("| random | iecl_simclr − simclr |")
+    page = (ROOT / "docs/runs.md").read_text().splitlines()
+    assert [line for line in table if line not in page and not line.startswith("| ---")] == []
+    rows = pd.read_csv(ROOT / "docs/rows/beyond.csv", skiprows=1)
+    of = rows[rows["measure"] == "dense_miou"].set_index(["arm", "seed"])["value"].unstack("seed")
+    one, paired = of.loc["simclr"], of.loc["iecl_simclr"] - of.loc["simclr"]
+    for found, sign in ((one, ""), (paired, "+")):
+        low, high = stats.t.interval(0.95, 2, found.mean(), stats.sem(found))
+        expected = f"{found.mean():{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"
+        assert expected.replace("-", "−") in table[2]
 
 
 def test_many_arms_go_down_the_table(tmp_path: Path):
