@@ -7,10 +7,16 @@ has seen; and a baseline and its variant see the same views, however many number
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import os
 import random
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -137,12 +143,35 @@ class SteadyLoader(DataLoader):
 
     def __iter__(self) -> Any:
         # a child begins with its parent's mask, so that there is no moment without it
-        ends = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        ends = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+        others = set(multiprocessing.active_children())
         before = signal.pthread_sigmask(signal.SIG_BLOCK, ends)
         try:
             return super().__iter__()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            _DEAF.update(set(multiprocessing.active_children()) - others)
+            if _OWNERS != {os.getpid()}:  # a child that is forked has lost what its parent ends by
+                _OWNERS.clear()
+                _OWNERS.add(os.getpid())
+                Finalize(None, _end_workers, exitpriority=100)
+
+
+#: Workers that hear no SIGTERM, and the process that ends them.
+_DEAF: WeakSet[BaseProcess] = WeakSet()
+_OWNERS: set[int] = set()
+
+
+def _end_workers() -> None:
+    """End the workers of iterators that are still held when their owner exits.
+
+    multiprocessing sends them SIGTERM then and waits for them, for ever if they do not hear it.
+    """
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises where a worker is killed
+    for process in multiprocessing.active_children():
+        if process in _DEAF:
+            process.kill()
 
 
 def seeded(loader: Any, seed: int) -> tuple[Any, EpochOrder]:

@@ -11,10 +11,12 @@ links between GPUs, the latency of a collective, images/s that a core decodes an
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-import pandas as pd
 import torch
 from omegaconf import DictConfig
 from plan import stand_in
@@ -88,17 +90,114 @@ def pairwise(images: int, dim: int) -> float:
     return 3 * 2 * images**2 * dim
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What a machine sustains: assumed, and to be replaced by your own's figures.
+
+    Attributes:
+        batch: images on each GPU.
+        sustained: TFLOP/s of a step.
+        float32: TFLOP/s in float32.
+        link: GB/s of a GPU to those of other machines.
+        latency: microseconds of a collective operation.
+        per_core: images/s that a core decodes, with two views of each.
+    """
+
+    batch: int = 64
+    sustained: float = 65.0
+    float32: float = 30.0
+    link: float = 25.0
+    latency: float = 50.0
+    per_core: float = 60.0
+
+
+def _figure(value: float) -> str:
+    """Two digits that count, or a whole number.
+
+    >>> _figure(0.0547), _figure(2.0), _figure(656382.6)
+    ('0.055', '2.0', '656,383')
+    """
+    if value >= 10:
+        return f"{value:,.0f}"
+    digits = 1 - math.floor(math.log10(value))
+    return f"{value:.{digits}f}"
+
+
+def table(
+    flop: float, parameters: float, gpus: Sequence[int], machine: Machine, epochs: int
+) -> tuple[list[str], list[str]]:
+    """The table of docs/cluster.md, and the sentences below it.
+
+    Args:
+        flop: of a step, for one image.
+        parameters: that are trained.
+        gpus: how many, a column each.
+        machine: what is assumed.
+        epochs: of the training.
+    """
+    dim, step = 128, machine.batch * flop / (machine.sustained * 1e12)
+    jacobian = log_det() / machine.float32 / 1e9
+    kl, summed = moments(machine.batch)
+    kl_ms = kl / machine.float32 / 1e9 + 4 * machine.latency / 1e3
+    columns = []
+    for count in gpus:
+        images = count * machine.batch
+        rate = images / step
+        gradients = reduced(count, parameters)
+        received = gathered(count, machine.batch, dim)
+        embeddings_ms = received / machine.link / 1e6 + 3 * machine.latency / 1e3
+        coding_ms = coding_rate(images, dim) / machine.float32 / 1e9
+        pairs_ms = pairwise(images, dim) / machine.float32 / 1e9
+        columns.append(
+            {
+                f"GPUs, {machine.batch} images on each": [count],
+                "images a step": [images],
+                "steps an epoch": [IMAGES // images],
+                "images a second that the network takes": [rate],
+                f"hours for {epochs} epochs": [IMAGES * epochs / rate / 3600],
+                "storage, GB/s (JPEG)": [rate * BYTES / 1e9],
+                "memory, GB/s (decoded once at 256 x 256, `data.views=batched`)": [
+                    rate * 3 * 256**2 / 1e9
+                ],
+                "CPU cores for per-image views": [rate / machine.per_core],
+                "a step, ms": [step * 1e3],
+                "gradients, MB and ms (beside the backward pass)": [
+                    gradients / 1e6,
+                    gradients / machine.link / 1e6,
+                ],
+                "embeddings, MB and ms": [received / 1e6, embeddings_ms],
+                "KL statistics, kB and ms": [summed / 1e3, kl_ms],
+                "log-det by the Jacobian (`iecl.generation.measure=jacobian`), ms": [jacobian],
+                "coding rate, ms": [coding_ms],
+                "an estimator of all pairs (`vmf_kde`, `knn`, `renyi`), ms": [pairs_ms],
+            }
+        )
+    lines = []
+    for name in columns[0]:
+        cells = [
+            ", ".join(f"{v:,}" if isinstance(v, int) else _figure(v) for v in column[name])
+            for column in columns
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines.insert(1, "| --- " * (len(columns) + 1) + "|")
+    tenth = 0.1 * step
+    pairs = (tenth * machine.float32 * 1e12 / (6 * dim)) ** 0.5
+    of_embeddings = tenth * machine.link * 1e9 / (3 * dim * FLOAT)
+    return lines, [
+        f"all pairs take a tenth of a step at {pairs:,.0f} images a step",
+        f"embeddings take a tenth of a step's time at {of_embeddings:,.0f} images a step",
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 512])
-    parser.add_argument("--batch", type=int, default=64, help="images on each GPU")
-    parser.add_argument("--sustained", type=float, default=65, help="TFLOP/s of a step")
-    parser.add_argument("--float32", type=float, default=30, help="TFLOP/s in float32")
-    parser.add_argument("--link", type=float, default=25, help="GB/s of a GPU between machines")
-    parser.add_argument("--latency", type=float, default=50, help="microseconds of a collective")
-    parser.add_argument("--per-core", type=float, default=60, help="images/s, two views each")
     parser.add_argument("--epochs", type=int, default=100)
-    args = parser.parse_args()
+    for field in fields(Machine):
+        name = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(name, type=type(field.default), default=field.default)
+    args = vars(parser.parse_args())
+    gpus, epochs = args.pop("gpus"), args.pop("epochs")
     with tempfile.TemporaryDirectory() as temporary:
         folder = stand_in(Path(temporary))
         known = {name: counted(name, folder) for name in METHODS}
@@ -108,44 +207,8 @@ def main() -> None:
             f"{name}: {flop / 1e9:.1f} GFLOP an image ({flop / base:.3f} x simclr), "
             f"{parameters / 1e6:.1f} million parameters"
         )
-    flop, parameters = known["iecl_simclr"]
-    dim, step = 128, args.batch * flop / (args.sustained * 1e12)
-    rows, jacobian = {}, log_det()
-    for gpus in args.gpus:
-        images = gpus * args.batch
-        rate = images / step
-        kl, summed = moments(args.batch)
-        pairs = pairwise(images, dim) / (args.float32 * 1e12)
-        rows[gpus] = {
-            "images a step": images,
-            "steps an epoch": IMAGES // images,
-            "images/s": rate,
-            f"hours of {args.epochs} epochs": IMAGES * args.epochs / rate / 3600,
-            "GB/s from storage, JPEG": rate * BYTES / 1e9,
-            "GB/s from memory, decoded at 256": rate * 3 * 256**2 / 1e9,
-            "cores for per-image views": rate / args.per_core,
-            "ms a step": step * 1e3,
-            "gradients, MB a GPU": reduced(gpus, parameters) / 1e6,
-            "gradients, ms (beside the backward pass)": reduced(gpus, parameters) / args.link / 1e6,
-            "embeddings, MB a GPU": gathered(gpus, args.batch, dim) / 1e6,
-            "embeddings, ms": gathered(gpus, args.batch, dim) / args.link / 1e6
-            + 3 * args.latency / 1e3,
-            "KL statistics, ms": kl / args.float32 / 1e9 + 4 * args.latency / 1e3,
-            "KL statistics, KB summed": summed / 1e3,
-            "log-det, ms": jacobian / args.float32 / 1e9,
-            "coding rate, ms": coding_rate(images, dim) / args.float32 / 1e9,
-            "estimator of all pairs, ms": pairs * 1e3,
-        }
-    frame = pd.DataFrame(rows)
-    frame.columns = [f"{gpus} GPUs" for gpus in rows]
-    print(frame.to_string(float_format=lambda v: f"{v:,.3g}" if v < 100 else f"{v:,.0f}"))
-    tenth = 0.1 * step
-    limit = (tenth * args.float32 * 1e12 / (6 * dim)) ** 0.5
-    print(f"all pairs take a tenth of a step at {limit:,.0f} images a step")
-    limit = 2 * parameters / (3 * dim)
-    print(f"embeddings are as many bytes as gradients at {limit:,.0f} images a step")
-    limit = tenth * args.link * 1e9 / (3 * dim * FLOAT)
-    print(f"embeddings take a tenth of a step at {limit:,.0f} images a step")
+    lines, below = table(*known["iecl_simclr"], gpus, Machine(**args), epochs)
+    print("\n".join(["", *lines, "", *below]))
 
 
 if __name__ == "__main__":

@@ -36,8 +36,9 @@ from iecl_solo.quiet import quiet
 from iecl_solo.report.answer import answer
 from iecl_solo.report.page import write_report
 from iecl_solo.report.results import Results, read
+from iecl_solo.report.sections.overview import overview_table
 from iecl_solo.report.statistics import Summary, summary_table
-from iecl_solo.report.tables import NAMES, interval, number, plus_minus, title
+from iecl_solo.report.tables import NAMES, plus_minus, title
 from iecl_solo.solo.config import parse_block, plain
 from iecl_solo.solo.host import find_host
 from iecl_solo.train.complete import complete
@@ -171,19 +172,14 @@ def _launch(
 
 
 def _show_measures(results: Results) -> None:
-    """Mean and 95 % interval of each measure, arms across."""
+    """Mean and 95 % interval of each measure, arms across; the differences are on the page."""
+    table = overview_table(results, results.measures)
     view = Table(title="mean [95 % interval]", title_justify="left")
-    view.add_column("measure")
-    for arm in results.arms:
-        view.add_column(arm, justify="right")
-    for measure in results.measures:
-        entries = dict.fromkeys(results.arms, "–")
-        for row in summary_table(results.of(measure), ["setting"]).to_dict("records"):
-            one = Summary(*(row[key] for key in ("n", "mean", "sd", "low", "high")))
-            ends = interval(measure, one)
-            shown = "" if ends == "–" else f" [{ends}]"
-            entries[str(row["arm"])] = f"{number(measure, one.mean, one.sd)}{shown}"
-        view.add_row(title(measure), *entries.values())
+    for name in table.head[: 1 + len(results.arms)]:
+        of_arm = name in results.arms
+        view.add_column(name, justify="right" if of_arm else "left", no_wrap=of_arm)
+    for row in table.rows:
+        view.add_row(*(cell.text for cell in row[: 1 + len(results.arms)]))
     _print(view)
 
 

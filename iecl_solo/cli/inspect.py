@@ -52,7 +52,12 @@ def run(args: argparse.Namespace) -> int:
             check_images("--data", cfg.data.get("format", "image_folder"), args.data)
     available = len(pretrain_set(cfg, host, None))
     given = {"images": args.images, "probes": args.probes, "volume_images": args.volume_images}
+    monitor = folder / "monitor.csv"
+    measured = read_log(monitor) if monitor.is_file() else None
     own = plain(cfg.get("monitor")) or {}
+    if measured is not None and len(measured):  # it may have measured less than was asked for
+        last = measured.iloc[-1].dropna()
+        own |= {name: int(last[name]) for name in ("delta_h_images", "probes") if name in last}
     own |= {name: value for name, value in given.items() if value is not None}
     config = parse_block("monitor", MonitorConfig, own)
     if args.images is not None:
@@ -72,8 +77,8 @@ def run(args: argparse.Namespace) -> int:
     about = {"sample": sample, "versions": versions(host)}
     write_json(to / "inspect.json", {"measures": values, **about})
     plot_singular_values(sigmas(getattr(model, host.online)), to / "singular_values.png")
-    if (folder / "monitor.csv").is_file():
-        plot_monitor(read_log(folder / "monitor.csv"), read_metrics(folder), to / "entropy.png")
+    if measured is not None:
+        plot_monitor(measured, read_metrics(folder), to / "entropy.png")
     kept = sorted(folder.glob("saib-epoch-*.safetensors"))
     if kept:
         chosen = [*kept[:: max(1, len(kept) // 4)], kept[-1]]

@@ -37,6 +37,8 @@ def _prepare(benchmark: BenchmarkConfig, cell: Cell) -> Any:
     cfg = configuration(benchmark, cell)
     cfg.name = cell.id
     cfg.checkpoint = {"enabled": True, "dir": str(folder / "runs"), "frequency": 1}
+    if OmegaConf.select(cfg, "monitor.share") is None:  # rows do not depend on the clock
+        OmegaConf.update(cfg, "monitor.share", 1.0, force_add=True)
     if cell.source is not None:
         sibling = find_cell(benchmark, cell.source)
         file = folder / "runs" / sibling.method / sibling.id / "saib.safetensors"

@@ -40,12 +40,13 @@ def read_metrics(run: Path) -> pd.DataFrame:
 
 
 def read_monitor(run: Path) -> pd.DataFrame:
-    """What ``EntropyMonitor`` wrote for a run, an epoch a row, less its clock and single layers."""
+    """What ``EntropyMonitor`` wrote for a run, an epoch a row: its measures but single layers'."""
     path = run / "monitor.csv"
     if not path.is_file():
         return pd.DataFrame()
     frame = read_log(path).set_index("epoch")
-    frame = frame.drop(columns=["monitor_seconds", "images"], errors="ignore")
+    of_sample = ["monitor_seconds", "images", "delta_h_images", "probes"]
+    frame = frame.drop(columns=of_sample, errors="ignore")
     return frame[[column for column in frame if "/" not in str(column)]]
 
 

@@ -37,7 +37,7 @@ _WRITTEN = (
 
 _PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "numpy")
 # where a run lies and how fast it goes do not make it another run
-_INDIFFERENT = ("checkpoint", "wandb_run_id", "data.num_workers", "versions")
+_INDIFFERENT = ("checkpoint", "wandb_run_id", "data.num_workers", "monitor.share", "versions")
 
 
 def versions(host: Host) -> dict[str, str]:

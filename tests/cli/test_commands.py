@@ -6,11 +6,14 @@ import json
 import logging
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -345,6 +348,41 @@ def _wandb_runs(folder: Path) -> set[str]:
     return {p.name.split("-")[3] for p in folder.glob("wandb/offline-run-*")}
 
 
+def _logged_records(file: Path) -> Iterator[bytes]:
+    """Records of LevelDB's log format, in which W&B keeps an offline run, after its own 7 bytes."""
+    content, at, record = file.read_bytes(), 7, b""
+    while at + 7 <= len(content):
+        if (left := -at % 32768) and left < 7:  # a block's rest holds no header
+            at += left
+        _, length, kind = struct.unpack_from("<IHB", content, at)
+        record += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or a last part
+            yield record
+            record = b""
+
+
+def _wandb_records(folder: Path) -> dict[str, list[Any]]:
+    """What the offline runs hold, in their order: configurations, rows of the history."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    found: dict[str, list[Any]] = {"config": [], "history": []}
+    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        config: dict[str, Any] = {}
+        for data in _logged_records(file):
+            record = Record()
+            record.ParseFromString(data)
+            kind = record.WhichOneof("record_type")
+            if kind == "history":
+                items = {i.key or ".".join(i.nested_key): i for i in record.history.item}
+                found["history"].append({k: json.loads(i.value_json) for k, i in items.items()})
+            elif kind in ("run", "config"):
+                updated = record.run.config if kind == "run" else record.config
+                config |= {i.key: json.loads(i.value_json) for i in updated.update}
+        found["config"].append(config)
+    return found
+
+
 def test_loggers_get_the_configuration_and_go_on_with_the_same_run(
     images: Path, tmp_path: Path, monkeypatch
 ):
@@ -367,5 +405,18 @@ def test_loggers_get_the_configuration_and_go_on_with_the_same_run(
         told = OmegaConf.to_container(OmegaConf.load(hparams))
         assert told["optimizer"]["lr"] == cut.optimizer.lr and told["iecl"]["lambda"] >= 0
     assert len(list(run.folder.glob("*/version_0/hparams.yaml"))) == 2  # CSV and TensorBoard
-    events = EventAccumulator(str(run.folder / "tensorboard/version_1"), {"images": 0}).Reload()
-    assert [e.step for e in events.Images("iecl_views")] == [6]
+    sent = _wandb_records(run.folder)
+    assert len(sent["config"]) == 2  # of one run: before the cut, and after it
+    for told in sent["config"]:
+        assert told["optimizer"]["lr"] == cut.optimizer.lr and told["iecl"]["lambda"] >= 0
+    # pictures at the monitor's frequency: every tenth epoch and the last one
+    steps = []
+    for version in (0, 1):
+        folder = run.folder / f"tensorboard/version_{version}"
+        events = EventAccumulator(str(folder), {"images": 0}).Reload()
+        steps += [e.step for e in events.Images("iecl_views")]
+    assert steps == [3, 6]
+    media = [row["iecl_views.filenames"] for row in sent["history"] if "iecl_views.count" in row]
+    assert len(media) == 2
+    for (path,) in media:
+        assert len(list(run.folder.glob(f"wandb/offline-run-*/files/{path}"))) == 1

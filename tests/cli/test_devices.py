@@ -125,7 +125,8 @@ def one(world: Path) -> Path:
 def test_two_processes_are_one(start: str, one: Path, world: Path, tmp_path: Path):
     if not Path(STARTS[start][0]).is_file():
         pytest.skip(f"{STARTS[start][0]} is not installed")
-    process = started(start, command(world, tmp_path, *TWO))
+    two = [*TWO, f"data.num_workers={int(start == 'torchrun')}"]  # a worker each
+    process = started(start, command(world, tmp_path, *two))
     out, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
     assert out.count("checkpoint: ") == 1, out

@@ -20,17 +20,19 @@ from support_report import ARMS, BATCH, add_galleries, make_store, rich_store
 import iecl_solo.report.sections as report_sections
 from iecl_solo.cli.main import main
 from iecl_solo.evaluate import pictures
-from iecl_solo.experiments.store import STORE, Store
+from iecl_solo.experiments.store import STORE, Store, read_rows
 from iecl_solo.report.answer import answer, collapses
 from iecl_solo.report.figures import COLOURS, looks
 from iecl_solo.report.page import write_report
 from iecl_solo.report.results import read
+from iecl_solo.report.sections import overview
 from iecl_solo.report.sections.curves import over_seeds
 from iecl_solo.report.sections.measures import main_table
 from iecl_solo.report.sections.sensitivity import sweeps
 from iecl_solo.report.tables import title
 from iecl_solo.solo.registry import OBJECTIVES
 
+ROOT = Path(__file__).parents[2]
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 TWO = {"simclr": ARMS["simclr"], "iecl_simclr": ARMS["iecl_simclr"]}
 
@@ -449,6 +451,30 @@ def test_sweeps_are_of_one_setting_and_three_values():
     }
     # without the default's value there are two of each, which is no sweep
     assert sweeps(arms, {}) == []
+
+
+def test_measures_of_one_setting_are_one_table(tmp_path: Path):
+    """And the page of runs has it as the committed rows give it."""
+    meta, committed = read_rows(ROOT / "docs/rows/beyond.csv")
+    store = Store(tmp_path / STORE)
+    store.begin(meta)
+    for row in committed:
+        store.put(row)
+    results = read(store)
+    (section,) = overview.sections(results)
+    (made,) = section.tables
+    lines = [made.head, *([cell.text for cell in row] for row in made.rows)]
+    table = [f"| {' | '.join(line)} |".replace("[", "(").replace("]", ")") for line in lines]
+    assert len(table) == 1 + 7 and table[0].endswith("| random | iecl_simclr − simclr |")
+    page = (ROOT / "docs/runs.md").read_text().splitlines()
+    assert [line for line in table if line not in page] == []
+    rows = pd.read_csv(ROOT / "docs/rows/beyond.csv", skiprows=1)
+    of = rows[rows["measure"] == "dense_miou"].set_index(["arm", "seed"])["value"].unstack("seed")
+    one, paired = of.loc["simclr"], of.loc["iecl_simclr"] - of.loc["simclr"]
+    for found, sign in ((one, ""), (paired, "+")):
+        low, high = stats.t.interval(0.95, 2, found.mean(), stats.sem(found))
+        expected = f"{found.mean():{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"
+        assert expected.replace("-", "−") in table[1]
 
 
 def test_many_arms_go_down_the_table(tmp_path: Path):

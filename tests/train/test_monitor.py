@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import Callback
 from support import HOST, batches, build, same_tensors, train_on
 
 from iecl_solo.entropy import coding_rate, effective_rank, gaussian_kl
@@ -17,9 +19,10 @@ from iecl_solo.generation import conditional_entropy, patch_statistics
 from iecl_solo.jacobian import logabsdet_exact
 from iecl_solo.lipschitz import sigmas
 from iecl_solo.solo.embed import embed
+from iecl_solo.train.callbacks import entropy_monitor
 from iecl_solo.train.callbacks.entropy_monitor import EntropyMonitor, MonitorConfig, measure
 
-SMALL = MonitorConfig(every_n_epochs=1, images=8, delta_h_images=1, probes=2, steps=10)
+SMALL = MonitorConfig(1, images=8, delta_h_images=1, probes=2, steps=10, share=1)
 
 
 def test_training_is_the_same_with_it(images: Path, tmp_path: Path):
@@ -41,7 +44,7 @@ def test_rows_are_by_epoch_and_survive_a_restart(images: Path, tmp_path: Path):
 
 @pytest.mark.parametrize(("every", "epochs"), [(2, [0, 2, 3]), (10, [0, 3])])
 def test_frequency_and_the_last_epoch(every: int, epochs: list[int], images: Path, tmp_path: Path):
-    config = MonitorConfig(every_n_epochs=every, images=8, delta_h_images=1, probes=2, steps=4)
+    config = MonitorConfig(every, images=8, delta_h_images=1, probes=2, steps=4, share=1)
     monitor = EntropyMonitor(HOST, config, tmp_path / "m.csv")
     train_on(build("iecl_simclr", images), batches(1), epochs=4, callbacks=[monitor])
     assert list(pd.read_csv(tmp_path / "m.csv")["epoch"]) == epochs
@@ -150,6 +153,69 @@ def test_modes_and_random_state_are_left_alone(images: Path):
 def test_host_alone_has_no_delta_h(images: Path):
     values = measure(build("simclr", images), HOST, [torch.randn(8, 3, 32, 32)] * 2, SMALL)
     assert "delta_h" not in values and values["kl"] >= 0
+
+
+class _Slow:
+    """A clock that stands still, but for a step, a product with SAIB's Jacobian, and the rest."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, product: float, besides: float) -> None:
+        self.now, self.product, self.besides = 0.0, product, besides
+        monkeypatch.setattr(entropy_monitor, "measure", self._measure)
+        monkeypatch.setattr(entropy_monitor, "delta_h_split", self._delta_h)
+
+    def _delta_h(self, _: object, x: torch.Tensor, *, probes: int, steps: int) -> None:
+        self.now += self.product * len(x) * probes * steps
+
+    def _measure(self, *given: Any) -> dict[str, float]:
+        config = given[-1]
+        self._delta_h(None, torch.zeros(config.delta_h_images), probes=config.probes, steps=20)
+        self.now += self.besides
+        return {"entropy_query": 1.0}
+
+
+class _Steps(Callback):
+    """Each takes 100 s."""
+
+    def __init__(self, clock: _Slow) -> None:
+        self.clock = clock
+
+    def on_train_batch_end(self, *_: object) -> None:
+        self.clock.now += 100.0
+
+
+#: Seconds of a product and of the rest: in which epochs what is measured, of 200 s each.
+SLOW = {
+    (0.001, 0.1): [(0, 4, 4), (1, 4, 4), (2, 4, 4), (3, 4, 4)],
+    (0.03, 0.1): [(0, 1, 4), (1, 2, 4), (2, 1, 4), (3, 2, 4)],
+    (0.06, 0.0): [(0, 1, 3), (1, 1, 3), (2, 1, 3), (3, 1, 3)],
+    # what cannot be afforded: Delta H but in the last epoch, then epochs
+    (1.0, 0.1): [(0, 0, 4), (1, 0, 4), (2, 0, 4), (3, 1, 2)],
+    (0.001, 6.0): [(0, 4, 4), (3, 4, 4)],
+}
+
+
+@pytest.mark.parametrize("seconds", SLOW)
+def test_it_keeps_to_its_share_of_the_time(
+    seconds: tuple[float, float],
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    clock, path = _Slow(monkeypatch, *seconds), tmp_path / "monitor.csv"
+    monitor = EntropyMonitor(HOST, MonitorConfig(1, images=8), path, lambda: clock.now)
+    model = build("iecl_simclr", images)
+    train_on(model, batches(2), epochs=4, callbacks=[_Steps(clock), monitor])
+    frame = pd.read_csv(path)
+    rows = frame[["epoch", "delta_h_images", "probes"]].values.tolist()
+    assert [tuple(row) for row in rows] == SLOW[seconds]
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("monitor ")]
+    less = {row[1:] for row in SLOW[seconds]} - {(4, 4)}
+    assert len(said) == len(less) + (len(frame) < 4)
+    assert all("would take over 2 % of the time so far (monitor.share)" in line for line in said)
+    if len(frame) == 4 and seconds[0] < 1:
+        training = 200.0 * (frame["epoch"] + 1)
+        assert (frame["monitor_seconds"].cumsum() <= 0.02 * training).all()
 
 
 def test_impossible_numbers_are_refused():

@@ -6,6 +6,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,15 @@ from omegaconf import OmegaConf
 from support import HOST, raw_config, same_tensors
 from torch.utils.data import DataLoader, Dataset
 
-from iecl_solo.order import EpochOrder, seeded
+from iecl_solo.order import EpochOrder, SteadyLoader, seeded
 from iecl_solo.solo.checkpoint import read_checkpoint
 from iecl_solo.train.complete import complete
 from iecl_solo.train.fit import fit, pretrain
 from iecl_solo.train.logs import read_metrics
 from iecl_solo.train.run import Run
-from iecl_solo.train.stop import Stopped
+from iecl_solo.train.stop import SIGNALS, Stopped
+
+ROOT = Path(__file__).parents[2]
 
 
 def _cfg(method: str, images: Path, to: Path, **overrides: Any) -> Any:
@@ -205,6 +209,50 @@ class _Draws(Dataset):
     def __getitem__(self, index: int) -> tuple[int, float, float, float]:
         self.decoded.append(index)
         return index, random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+class _Blocked(Dataset):
+    """The signals that the process which reads an image does not hear."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> list[int]:
+        return sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+
+def test_workers_are_deaf_to_whatever_ends_a_run():
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    (blocked,) = SteadyLoader(_Blocked(), batch_size=None, num_workers=1)
+    assert set(SIGNALS) <= set(blocked)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+_HELD = """
+import multiprocessing
+from iecl_solo.order import SteadyLoader
+
+def hold():
+    global batches  # until the interpreter is gone
+    batches = iter(SteadyLoader(list(range(100)), batch_size=2, num_workers=1))
+    print(next(batches).tolist(), flush=True)
+
+if __name__ == "__main__":
+    child = multiprocessing.get_context("fork").Process(target=hold)
+    child.start()
+    child.join()
+    print("child", child.exitcode, flush=True)
+    hold()
+"""
+
+
+def test_a_process_that_holds_its_loader_ends_all_the_same():
+    """A rank that ended so under torchrun waited for ever for a worker that heard no SIGTERM."""
+    done = subprocess.run(
+        [sys.executable, "-c", _HELD], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    said = (done.returncode, done.stdout, done.stderr)
+    assert said == (0, "[0, 1]\nchild 0\n[0, 1]\n", "")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
