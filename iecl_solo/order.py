@@ -137,7 +137,7 @@ class SteadyLoader(DataLoader):
 
     def __iter__(self) -> Any:
         # a child begins with its parent's mask, so that there is no moment without it
-        ends = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        ends = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, ends)
         try:
             return super().__iter__()
