@@ -24,6 +24,8 @@ settings.load_profile("project")
 
 #: What the tests of reliability count, in the order in which it is printed.
 COUNTED = ("faults injected", "bad inputs tried", "configurations fuzzed")
+#: What a test carries that counts in its own way.
+_COUNTS = "counts"
 Count = Callable[..., None]
 
 
@@ -31,6 +33,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if (mark := item.get_closest_marker("counts")) is not None:
             item.user_properties.append((mark.args[0], 1))
+        if "count" in getattr(item, "fixturenames", ()):
+            item.user_properties.append((_COUNTS, 0))
 
 
 @pytest.fixture
@@ -45,13 +49,24 @@ def count(request: pytest.FixtureRequest) -> Count:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """The counts of all tests that passed; under xdist the workers' come with their reports."""
-    passed = terminalreporter.stats.get("passed", [])
-    found = [p for report in passed if report.when == "call" for p in report.user_properties]
+    """The counts of all tests that passed, and how many of those that count did not.
+
+    Under xdist the workers' come with their reports; a worker that died left one without any.
+    """
+    stats = terminalreporter.stats
+    passed = [report for report in stats.get("passed", []) if report.when == "call"]
+    found = [p for report in passed for p in report.user_properties]
     sums = {what: sum(n for name, n in found if name == what) for what in COUNTED}
-    if any(sums.values()):
+    failed = {
+        report.nodeid
+        for report in (*stats.get("failed", []), *stats.get("error", []))
+        if getattr(report, "when", None) not in ("setup", "call", "teardown")
+        or {name for name, _ in report.user_properties} & {*COUNTED, _COUNTS}
+    }
+    if any(sums.values()) or failed:
         line = ", ".join(f"{what}: {number}" for what, number in sums.items())
-        terminalreporter.write_line(f"{line}; nothing was lost in any of them")
+        lost = f"{len(failed)} of the tests that count failed" if failed else "nothing was lost"
+        terminalreporter.write_line(f"{line}; {lost}{'' if failed else ' in any of them'}")
 
 
 def pytest_report_header() -> str:

@@ -363,10 +363,13 @@ def run(given: Invocation, module: str) -> int:
             launch(given, lambda cfg: None, given.flags, given.overrides)
             return 0
         commands = importlib.import_module(module)
+        from iecl_solo.train.stop import noticed
+
         if hasattr(commands, "run"):
-            return commands.run(given)
+            with noticed():
+                return commands.run(given)
         cfg = None if given.multirun else composed(given)
-    with quiet():
+    with quiet(), noticed():
         main: Callable[[Any, Invocation], None] = commands.main
         if cfg is None:
             _sweep(given, main)
@@ -382,9 +385,11 @@ def _sweep(given: Invocation, main: Callable[[Any, Invocation], None]) -> None:
     def job(cfg: DictConfig) -> None:
         from hydra.core.hydra_config import HydraConfig
 
+        from iecl_solo.train.stop import noticed
+
         own = list(HydraConfig.get().overrides.task)
         _own_folder(cfg, job_suffix(own, swept), swept, given)
-        with quiet():  # a launcher's worker is another process
+        with quiet(), noticed():  # a launcher's worker is another process
             main(cfg, given.job(own))
 
     launch(given, job, given.flags, given.overrides)

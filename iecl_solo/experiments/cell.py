@@ -29,7 +29,7 @@ from iecl_solo.solo.wrapper import transforming
 from iecl_solo.train.fit import pretrain
 from iecl_solo.train.logs import training_curves
 from iecl_solo.train.run import ARGS, RESULT, Run, versions
-from iecl_solo.train.stop import NOTICES, Signals, Stopped, queued_again
+from iecl_solo.train.stop import noticed
 
 
 def _prepare(benchmark: BenchmarkConfig, cell: Cell) -> Any:
@@ -178,23 +178,23 @@ def run_cell(benchmark: BenchmarkConfig, cell: Cell) -> bool:
         return cell.id in store.done()
     print(_progress(benchmark, cell, store), flush=True)
     start = time.perf_counter()
-    try:
-        # training takes more signals; a job whose time is over in its evaluation is told too
-        with _threads(benchmark.threads), Signals(NOTICES).taken():
-            host = find_host()
-            row = _KINDS[benchmark.kind](benchmark, cell, host)
-        command = store.meta().get("command")
-        store.finish(cell.id, command=command, wall=time.perf_counter() - start, **row)
-    except KeyboardInterrupt as stopped:  # the run is saved; whoever is next goes on with it
-        store.release(cell.id)
-        raise queued_again(stopped) if isinstance(stopped, Stopped) else stopped from None
-    except IECLError as error:
-        store.fail(cell.id, str(error))
-    except Exception:  # the other cells go on
-        store.fail(cell.id, traceback.format_exc())
-    else:
-        store.export()
-        return True
+    with noticed():  # in its evaluation too; training takes more signals
+        try:
+            with _threads(benchmark.threads):
+                host = find_host()
+                row = _KINDS[benchmark.kind](benchmark, cell, host)
+            command = store.meta().get("command")
+            store.finish(cell.id, command=command, wall=time.perf_counter() - start, **row)
+        except KeyboardInterrupt:  # the run is saved; whoever is next goes on with it
+            store.release(cell.id)
+            raise
+        except IECLError as error:
+            store.fail(cell.id, str(error))
+        except Exception:  # the other cells go on
+            store.fail(cell.id, traceback.format_exc())
+        else:
+            store.export()
+            return True
     return False
 
 

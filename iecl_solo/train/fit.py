@@ -44,7 +44,7 @@ from iecl_solo.train.complete import complete, on_cpu, precision
 from iecl_solo.train.keep import KeptCheckpoints, read_newest
 from iecl_solo.train.processes import in_processes, launched, ranks
 from iecl_solo.train.run import Run, versions
-from iecl_solo.train.stop import NOTICES, Signals, Stopped, queued_again
+from iecl_solo.train.stop import Signals, noticed
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # what Lightning needs of a checkpoint in order to go on
@@ -202,12 +202,22 @@ def _about(cfg: DictConfig, host: Host, run: Run, *, images: int, at: tuple[int,
         if count > 1 and host.apart(plain_method)
         else []
     )
+    warm = OmegaConf.select(cfg, "scheduler.warmup_epochs", default=0)
+    short = (
+        [
+            f"scheduler.warmup_epochs: {warm} is more than max_epochs, {cfg.max_epochs}: the "
+            "learning rate never reaches optimizer.lr"
+        ]
+        if cfg.scheduler.name == "warmup_cosine" and warm > cfg.max_epochs
+        else []
+    )
     return [
         f"{cfg.name}: {cfg.method} with {cfg.backbone.name} ({host.describe()}) on {count} "
         f"{device}, {cfg.precision}",
         f"{images} images, {classes}, {cfg.max_epochs} epoch{'s' * (cfg.max_epochs != 1)} in "
         f"batches of {cfg.optimizer.batch_size}; {start}; {run.folder}",
         *apart,
+        *short,
     ]
 
 
@@ -341,13 +351,8 @@ def pretrain(cfg: DictConfig) -> Run:
         IECLError: one line for whatever the configuration gets wrong.
         Stopped: when a signal ended the run; it is saved.
     """
-    try:
-        with Signals(
-            NOTICES
-        ).taken():  # training takes more; a job may be told before its first step
-            return _pretrain(cfg)
-    except Stopped as stopped:
-        raise queued_again(stopped) from None
+    with noticed():  # a job may be told before its first step, and after its last
+        return _pretrain(cfg)
 
 
 def _pretrain(cfg: DictConfig) -> Run:

@@ -18,7 +18,7 @@ from typing import Any
 
 from iecl_solo.errors import IECLError
 from iecl_solo.quiet import quiet
-from iecl_solo.train.stop import NOTICES, Stopped
+from iecl_solo.train.stop import NOTICES, Stopped, noticed
 
 #: Seconds that a process is given to end by itself once another one has failed, or it was told to.
 GRACE = 20.0
@@ -109,7 +109,8 @@ def _child(
     code = 0
     with quiet():
         try:
-            target(*args)
+            with noticed():
+                target(*args)
         except IECLError as error:
             errors.send(str(error))
             code = 2

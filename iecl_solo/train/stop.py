@@ -65,6 +65,8 @@ class Signals:
     def _handle(self, number: int, _: Any) -> None:
         # a notice that comes twice, from SLURM and handed on by a parent, is one; and it stays what
         # ended the run when SLURM sends SIGTERM after it
+        if number in NOTICES and self.received in NOTICES:
+            return
         again = self._told and number not in NOTICES
         self._told |= number not in NOTICES
         if self.received not in NOTICES:
@@ -98,6 +100,22 @@ def queued_again(stopped: Stopped) -> Stopped:
         return stopped
     print(f"{stopped}; job {job} goes back to its queue", flush=True)  # which may end it at once
     return Stopped(stopped.number, f"{stopped.said}; {requeue(job)}", queued=True)
+
+
+@contextmanager
+def noticed() -> Iterator[None]:
+    """A scheduler's notice ends the block, wherever it is, and the job is queued again.
+
+    For what is not training, which takes more signals and saves first.
+
+    Raises:
+        Stopped: when a notice ended it.
+    """
+    with Signals(NOTICES).taken():
+        try:
+            yield
+        except Stopped as stopped:
+            raise queued_again(stopped) from None
 
 
 def _job() -> str | None:

@@ -226,6 +226,7 @@ CASES: list[tuple[list[str], list[str]]] = [
     ),
     ([*TRAIN, "evaluation.knn.distence=cosine"], ["evaluation.knn.distence", "'distance'"]),
     # benchmarks
+    ([*BENCH[:-1], "dir=good/class0/0.png/out"], ["0.png", "ot a directory"]),
     ([*BENCH, "threads=0"], ["threads: 0", "from 1 up"]),
     ([*BENCH, "threads=-1"], ["threads: -1", "from 1 up"]),
     ([*BENCH, "rounds=0"], ["rounds: 0", "from 2 up"]),

@@ -449,23 +449,25 @@ def test_another_benchmarks_folder_is_refused(local: Path, images: Path, tmp_pat
 CELL = {"data": "d", "arm": "a", "against": None, "method": "m", "axes": {}, "seed": 0}
 
 
-def _claim_all(path: Path, count: int, queue: Any) -> None:
+def _claim_all(path: Path, count: int, queue: Any, all_said: Any) -> None:
     store = Store(path)
     queue.put([i for i in range(count) if store.claim({**CELL, "id": str(i)})])
+    assert all_said.wait(60)  # a worker that has ended has no cell, and a later one may take it
 
 
 def test_no_cell_is_claimed_twice(tmp_path: Path):
     context = multiprocessing.get_context("fork")
-    queue = context.Queue()
+    queue, all_said = context.Queue(), context.Event()
     path = tmp_path / STORE
-    workers = [context.Process(target=_claim_all, args=(path, 40, queue)) for _ in range(4)]
+    given = (path, 40, queue, all_said)
+    workers = [context.Process(target=_claim_all, args=given) for _ in range(4)]
     for worker in workers:
         worker.start()
     claimed = [i for _ in workers for i in queue.get(timeout=60)]
+    all_said.set()
     for worker in workers:
         worker.join()
-    # a worker that ended early frees its claims, so a later one may have taken some again
-    assert set(claimed) == set(range(40))
+    assert sorted(claimed) == list(range(40))
     assert len(Store(path).cells()) == 40
 
 

@@ -58,6 +58,8 @@ def test_so_many_are_kept_newest_first(keep: int, tmp_path: Path):
     # main_knn.py takes any file that ends in .ckpt
     assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".ckpt")] == ["run.ckpt"]
     assert len(list(tmp_path.iterdir())) == keep
+    write_checkpoint(_checkpoint(5), path, 1)  # fewer than before
+    assert [p.name for p in tmp_path.iterdir()] == ["run.ckpt"]
 
 
 def test_no_damage_is_read_as_something_else(tmp_path: Path, count: Count):

@@ -93,12 +93,17 @@ def _kill(number: int) -> Any:
 def test_signal_in_mid_epoch_saves_and_goes_on_bit_for_bit(
     method: str, number: int, workers: int, images: Path, tmp_path: Path
 ):
-    whole = pretrain(_cfg(method, images, tmp_path / "whole"))
-    cut = _cfg(method, images, tmp_path / "cut", data__num_workers=workers)
+    # a network that draws in each step
+    draws = {"backbone__kwargs": {"drop_path_rate": 0.5}} if method == "iecl_byol" else {}
+    whole = pretrain(_cfg(method, images, tmp_path / "whole", **draws))
+    given = {**draws, "data__num_workers": workers}
+    cut = _cfg(method, images, tmp_path / "cut", **given)
     stopped = _stopped(cut, _At(1, 2, _kill(number)), Stopped)
     assert isinstance(stopped, Stopped) and stopped.code == 128 + number
     assert "saved at epoch 2, step 3 of it" in str(stopped)
-    again = pretrain(_cfg(method, images, tmp_path / "cut", data__num_workers=workers))
+    saved = read_checkpoint(tmp_path / f"cut/{method}/{method}/{method}.ckpt")
+    assert saved["global_step"] == 9
+    again = pretrain(_cfg(method, images, tmp_path / "cut", **given))
     _assert_same(whole, again)
 
 
@@ -111,14 +116,36 @@ def test_batched_views_go_on_bit_for_bit(images: Path, tmp_path: Path):
     _assert_same(whole, pretrain(_cfg("iecl_simclr", images, tmp_path / "cut", **batched)))
 
 
+@pytest.mark.parametrize("epoch", [1, 2])
 @pytest.mark.counts("faults injected")
-def test_signal_in_the_last_step_of_an_epoch(images: Path, tmp_path: Path):
+def test_signal_in_the_last_step_of_an_epoch(epoch: int, images: Path, tmp_path: Path):
+    """After the last epoch too, so that an evaluation does not begin; the rerun completes it."""
     whole = pretrain(_cfg("byol", images, tmp_path / "whole"))
     stopped = _stopped(
-        _cfg("byol", images, tmp_path / "cut"), _At(1, 5, _kill(signal.SIGTERM)), Stopped
+        _cfg("byol", images, tmp_path / "cut"), _At(epoch, 5, _kill(signal.SIGTERM)), Stopped
     )
-    assert "the end of epoch 2" in str(stopped)
-    _assert_same(whole, pretrain(_cfg("byol", images, tmp_path / "cut")))
+    assert f"the end of epoch {epoch + 1}" in str(stopped)
+    again = pretrain(_cfg("byol", images, tmp_path / "cut"))
+    assert again.result is not None
+    _assert_same(whole, again)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.counts("faults injected")
+def test_signal_before_the_first_step_leaves_nothing(number: int, images: Path, tmp_path: Path):
+    """Nor does a run leave its handlers to what comes after it."""
+
+    class Told(pl.Callback):
+        def on_sanity_check_start(self, trainer: Any, module: Any) -> None:
+            os.kill(os.getpid(), number)
+
+    before = [signal.getsignal(n) for n in SIGNALS]
+    cfg = complete(_cfg("simclr", images, tmp_path), HOST)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        fit(cfg, HOST, Run(cfg), callbacks=[Told()])
+    assert isinstance(stopped.value, Stopped) and stopped.value.code == 128 + number
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert [signal.getsignal(n) for n in SIGNALS] == before
 
 
 @pytest.mark.counts("faults injected")

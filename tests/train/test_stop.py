@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
+from support import end_by_a_notice
 
+from iecl_solo.cli import hydra_app
 from iecl_solo.experiments import cell as cells
 from iecl_solo.experiments.grid import read_benchmark
 from iecl_solo.experiments.store import STORE, Store
 from iecl_solo.train import fit, stop
+from iecl_solo.train.processes import in_processes
 from iecl_solo.train.stop import NOTICES, Signals, Stopped, queued_again
 
 
@@ -64,6 +67,22 @@ def test_a_notice_before_the_first_step_asks_too(asked: list[str], monkeypatch: 
     monkeypatch.setattr(fit, "complete", told)
     with pytest.raises(Stopped):
         fit.pretrain(OmegaConf.create({}))
+    assert asked == ["7_1"]
+
+
+def test_a_notice_after_the_training_asks_too(asked: list[str], monkeypatch: pytest.MonkeyPatch):
+    """The run's process, as of compare's evaluation, and the command that waits for it."""
+    with pytest.raises(Stopped) as stopped:
+        in_processes(end_by_a_notice)
+    assert stopped.value.code == 128 + signal.SIGUSR1
+    assert "could not be queued again" in str(stopped.value)  # there is no SLURM
+    given = hydra_app.read_arguments("compare", "pretrain", ["--config-name", "digits/simclr"])
+    told = lambda *_: os.kill(os.getpid(), signal.SIGUSR1)  # noqa: E731
+    monkeypatch.setattr("iecl_solo.cli.compare.compare", told)
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    with pytest.raises(Stopped):
+        hydra_app.run(given, "iecl_solo.cli.compare")
+    assert signal.signal(signal.SIGUSR1, before) == signal.SIG_IGN
     assert asked == ["7_1"]
 
 

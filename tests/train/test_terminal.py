@@ -31,6 +31,18 @@ def test_header_lines_and_figures(images: Path, tmp_path: Path, capsys: pytest.C
     assert "  trained in " in end and "val_acc1" in end
 
 
+def test_a_run_that_ends_in_its_warmup_says_so(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    given = {"checkpoint__dir": str(tmp_path), "monitor__every_n_epochs": 0, "max_epochs": 1}
+    for name, warmup in (("short", 2), ("long", 1)):
+        scheduler = {"scheduler__warmup_epochs": warmup}
+        pretrain(OmegaConf.create(raw_config("simclr", images, name=name, **scheduler, **given)))
+        said = capsys.readouterr().out
+        line = "scheduler.warmup_epochs: 2 is more than max_epochs, 1: the learning rate never"
+        assert (line in said) == (name == "short")
+
+
 def test_lines_within_a_long_epoch(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):

@@ -66,7 +66,7 @@ class Checkpoints(Checkpoint):
         due = self.every_n_epochs > 0 and done % self.every_n_epochs == 0
         if stop or due or done == trainer.max_epochs:
             self._save(trainer)
-        if stop and done != trainer.max_epochs:
+        if stop:  # after the last epoch too: what evaluates the run must not begin
             self._stop(trainer, f"the end of epoch {done}")
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
