@@ -151,7 +151,7 @@ class SteadyLoader(DataLoader):
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             _DEAF.update(set(multiprocessing.active_children()) - others)
-            if _OWNERS != {os.getpid()}:  # a child that is forked has lost what its parent ends by
+            if {os.getpid()} != _OWNERS:  # a child that is forked has lost what its parent ends by
                 _OWNERS.clear()
                 _OWNERS.add(os.getpid())
                 Finalize(None, _end_workers, exitpriority=100)
