@@ -60,6 +60,8 @@ def _count_any_devices() -> None:
             finally:
                 # Lightning takes no list of CPUs
                 cfg.devices = count if on_cpu(accelerator) else devices
+            if count == 1 and on_cpu(accelerator) and cfg.get("sync_batchnorm"):
+                cfg.sync_batchnorm = False  # only GPUs have it, and one process needs none
             if cfg.get("precision") == "auto":  # iecl-solo's; Lightning has no such precision
                 cfg.precision = choose_precision("auto", on_cpu(accelerator))
             return cfg
@@ -79,10 +81,11 @@ DEVICE_COUNT = Patch(
     name="device-count",
     stage=Stage.AFTER_IMPORT,
     versions="GitHub main",
-    symptom="devices: 1 fails in len(cfg.devices), and devices: [0] with accelerator: cpu is "
-    "refused by Lightning, so no configuration of the host's trains on a CPU",
-    remedy="parse_cfg takes a number as well as a list, and hands a CPU run its number; it knows "
-    "precision: auto too",
+    symptom="devices: 1 fails in len(cfg.devices), devices: [0] with accelerator: cpu is refused "
+    "by Lightning, and so is sync_batchnorm with strategy: ddp, so no configuration of the host's "
+    "trains on a CPU",
+    remedy="parse_cfg takes a number as well as a list, hands a CPU run its number and one process "
+    "on a CPU no sync_batchnorm; it knows precision: auto too",
     present=_only_lists_are_counted,
     apply=_count_any_devices,
 )

@@ -90,7 +90,9 @@ def test_regular_install_holds_all_it_needs(regular_install: Path, tmp_path: Pat
 
 
 if (SCRIPTS / "main_pretrain.py").is_file():
+    # strategy and sync_batchnorm as in the host's own YAML
     CPU = ["accelerator=cpu", "precision=auto", "data.num_workers=0"]
+    CPU += ["strategy=ddp", "sync_batchnorm=true"]
     KEEP_LINEAR = """
 import runpy, sys, torch, lightning.pytorch as pl
 fit = pl.Trainer.fit

@@ -274,7 +274,7 @@ if __name__ == "__main__":
 
 
 def test_a_process_that_holds_its_loader_ends_all_the_same():
-    """A rank that ended so under torchrun waited for ever for a worker that heard no SIGTERM."""
+    """It waited for ever for a worker that heard no SIGTERM."""
     done = subprocess.run(
         [sys.executable, "-c", _HELD], capture_output=True, text=True, cwd=ROOT, timeout=120
     )
