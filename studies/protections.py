@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -572,9 +573,9 @@ def tried(protection: Protection, checkout: Path) -> dict[str, object]:
     try:
         process.join(LIMIT)
     finally:
-        if process.is_alive():
+        with suppress(ProcessLookupError):  # it, if it hangs, and what it left running
             os.killpg(process.pid or 0, signal.SIGKILL)
-            process.join()
+        process.join()
         file.write_text(whole)
     said = log.read_text()
     errors = re.findall(r"^E\s+(\S.*)$", said, re.MULTILINE) or [said.strip()[-200:]]

@@ -20,7 +20,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +34,7 @@ TESTS = (
     "tests/train/test_resume.py::test_every_n_steps_and_a_power_cut",
 )
 TESTERS = ("pytest", "pytest-timeout", "hypothesis")
-COLUMNS = ("python", "column", *LIBRARIES, "works", "said", "seconds")
+COLUMNS = ("python", "column", *LIBRARIES, "works", "said")
 
 
 def lower_bounds() -> dict[str, str]:
@@ -125,7 +124,6 @@ class Cell:
 
     def row(self) -> dict[str, object]:
         """Its outcome."""
-        start = time.monotonic()
         row: dict[str, object] = {"python": self.python, "column": self.column}
         try:
             self.install()
@@ -136,7 +134,7 @@ class Cell:
             row |= {"works": "no", "said": str(failed)}
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
-        return row | {"seconds": round(time.monotonic() - start)}
+        return row
 
 
 def main() -> int:
