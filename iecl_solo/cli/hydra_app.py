@@ -91,18 +91,21 @@ class Invocation:
 
 
 def grouped(names: Sequence[str]) -> list[str]:
-    """Names as lines, those of one folder together.
+    """Names as lines, those of one folder together, and folders of the same names.
 
-    >>> grouped(["cifar/byol", "cifar/simclr", "default"])
-    ['  default', '  cifar/', '    byol  simclr']
+    >>> grouped(["cifar/byol", "cifar/simclr", "default", "stl10/byol", "stl10/simclr"])
+    ['  default', '  cifar/, stl10/', '    byol  simclr']
     """
     folders: dict[str, list[str]] = {}
     for name in names:
         folder, _, last = name.rpartition("/")
         folders.setdefault(folder, []).append(last)
     lines = [f"  {name}" for name in folders.pop("", [])]
+    alike: dict[tuple[str, ...], list[str]] = {}
     for folder, members in sorted(folders.items()):
-        lines.append(f"  {folder}/")
+        alike.setdefault(tuple(members), []).append(f"{folder}/")
+    for members, where in alike.items():
+        lines.append(f"  {', '.join(where)}")
         width = max(map(len, members)) + 2
         columns = max(1, 92 // width)
         for i in range(0, len(members), columns):
