@@ -94,7 +94,7 @@ def grouped(names: Sequence[str]) -> list[str]:
     """Names as lines, those of one folder together, and folders of the same names.
 
     >>> grouped(["cifar/byol", "cifar/simclr", "default", "stl10/byol", "stl10/simclr"])
-    ['  default', '  cifar/, stl10/', '    byol  simclr']
+    ['  default', '  cifar/, stl10/', '    byol    simclr']
     """
     folders: dict[str, list[str]] = {}
     for name in names:
@@ -102,8 +102,8 @@ def grouped(names: Sequence[str]) -> list[str]:
         folders.setdefault(folder, []).append(last)
     lines = [f"  {name}" for name in folders.pop("", [])]
     alike: dict[tuple[str, ...], list[str]] = {}
-    for folder, members in sorted(folders.items()):
-        alike.setdefault(tuple(members), []).append(f"{folder}/")
+    for folder in sorted(folders):
+        alike.setdefault(tuple(folders[folder]), []).append(f"{folder}/")
     for members, where in alike.items():
         lines.append(f"  {', '.join(where)}")
         width = max(map(len, members)) + 2
