@@ -11,16 +11,12 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
-import sys
-import tempfile
-import time
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from iecl_solo.errors import IECLError
 from iecl_solo.experiments.cost import ratio
+from iecl_solo.experiments.throughput import timed_command
 from iecl_solo.images import image_files
 from iecl_solo.solo.host import find_host
 from iecl_solo.train.compose import compose_pretrain
@@ -49,21 +45,7 @@ def seconds(arm: str, config: str, images: Path, epochs: int, cores: int) -> flo
     for key, value in told.items():
         OmegaConf.update(cfg, key, value)
     script = find_host().path.parent / "main_pretrain.py"
-    whose = [str(script)] if command == script.name else ["-m", "iecl_solo", command]
-    with tempfile.TemporaryDirectory() as folder:
-        cfg.checkpoint.dir = folder
-        (Path(folder) / "one.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-        begun = time.perf_counter()
-        run = subprocess.run(
-            [sys.executable, *whose, "--config-path", folder, "--config-name", "one"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-        )
-        taken = time.perf_counter() - begun
-    if run.returncode:
-        raise IECLError(f"{arm}: {(run.stderr.strip().splitlines() or ['failed'])[-1]}")
-    return taken
+    return timed_command(cfg, script if command == script.name else None, cores)[0]
 
 
 def main() -> None:

@@ -59,6 +59,13 @@ class Protection:
 
 
 TRAIN, CALLBACKS = "iecl_solo/train", "iecl_solo/train/callbacks"
+# what two tests check, each in its own way
+_DEAD_CLAIM = (
+    "a dead worker's claim counts for nothing",
+    "iecl_solo/experiments/store.py",
+    "        lease = SoftFileLease(marker,",
+    "        if marker.exists():\n            return False\n        lease = SoftFileLease(marker,",
+)
 PROTECTIONS = (
     # --- a run that is stopped goes on
     Protection(
@@ -478,11 +485,7 @@ PROTECTIONS = (
     # --- a benchmark's cells
     Protection(
         "experiments/test_benchmark.py::test_kill_in_the_middle_leaves_the_same_store",
-        "a dead worker's claim counts for nothing",
-        "iecl_solo/experiments/store.py",
-        "        lease = SoftFileLease(marker,",
-        "        if marker.exists():\n            return False\n"
-        "        lease = SoftFileLease(marker,",
+        *_DEAD_CLAIM,
     ),
     Protection(
         "experiments/test_benchmark.py::test_a_failed_cell_is_recorded_and_the_others_go_on",
@@ -500,11 +503,7 @@ PROTECTIONS = (
     ),
     Protection(
         "experiments/test_benchmark.py::test_a_living_process_keeps_its_cell_and_a_dead_one_does_not",
-        "a dead worker's claim counts for nothing",
-        "iecl_solo/experiments/store.py",
-        "        lease = SoftFileLease(marker,",
-        "        if marker.exists():\n            return False\n"
-        "        lease = SoftFileLease(marker,",
+        *_DEAD_CLAIM,
     ),
     Protection(
         "experiments/test_benchmark.py::test_sixteen_writers_lose_no_row",

@@ -251,29 +251,40 @@ def _start(cfg: DictConfig, pipeline: str, host: Host, threads: int) -> dict[str
     cfg.max_epochs, cfg.limit_train_batches, cfg.scheduler.name = 1, 1, "none"
     cfg.data.val_path, cfg.checkpoint.enabled = None, False
     cfg.accelerator, cfg.devices, cfg.precision = "cpu", "1", "32-true"
+    seconds, resident = timed_command(cfg, script if pipeline == "host" else None, threads)
+    return {"startup_seconds": seconds, "resident_bytes": resident}
+
+
+def timed_command(cfg: DictConfig, script: Path | None, threads: int) -> tuple[float, float]:
+    """Wall seconds and peak resident bytes of a whole pretraining command, a process of its own.
+
+    Args:
+        cfg: what it trains; where it writes is filled in.
+        script: the host's own main_pretrain.py; None is ``iecl-solo pretrain``.
+        threads: of OpenMP.
+
+    Raises:
+        IECLError: with its last line, when it fails.
+    """
     cfg.data.train_path = str(Path(cfg.data.train_path).expanduser().resolve())
-    command = [str(script)] if pipeline == "host" else ["-m", "iecl_solo", "pretrain"]
+    whose = ["-m", "iecl_solo", "pretrain"] if script is None else [str(script)]
     with tempfile.TemporaryDirectory() as folder:
         cfg.checkpoint.dir = folder
         (Path(folder) / "one.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-        arguments = ["--config-path", folder, "--config-name", "one"]
-        return _timed([sys.executable, *command, *arguments], folder, threads)
-
-
-def _timed(command: list[str], folder: str, threads: int) -> dict[str, float]:
-    log = Path(folder) / "log.txt"
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    begun = time.perf_counter()
-    with log.open("w") as out:
-        process = subprocess.Popen(command, cwd=folder, env=env, stdout=out, stderr=out)
-        _, status, usage = os.wait4(process.pid, 0)  # what this child alone used
-    seconds = time.perf_counter() - begun
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        last = (log.read_text().strip().splitlines() or [f"exit {process.returncode}"])[-1]
-        raise IECLError(f"throughput: {' '.join(command[1:4])}: {last}")
+        command = [sys.executable, *whose, "--config-path", folder, "--config-name", "one"]
+        log = Path(folder) / "log.txt"
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        begun = time.perf_counter()
+        with log.open("w") as out:
+            process = subprocess.Popen(command, cwd=folder, env=env, stdout=out, stderr=out)
+            _, status, usage = os.wait4(process.pid, 0)  # what this child alone used
+        seconds = time.perf_counter() - begun
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            last = (log.read_text().strip().splitlines() or [f"exit {process.returncode}"])[-1]
+            raise IECLError(f"throughput: {' '.join(command[1:4])}: {last}")
     unit = 1 if sys.platform == "darwin" else 1024
-    return {"startup_seconds": seconds, "resident_bytes": float(usage.ru_maxrss * unit)}
+    return seconds, float(usage.ru_maxrss * unit)
 
 
 def measure_throughput(
