@@ -35,7 +35,7 @@ def precision(cfg: DictConfig) -> str:
     """The precision that a configuration trains in on this machine.
 
     ``auto`` is bf16-mixed where the device computes it fast, 32-true elsewhere. 16-mixed on a CPU
-    is bf16-mixed, as Lightning has it.
+    is bf16-mixed, as Lightning has it. A line says where bfloat16 is slow.
 
     Raises:
         IECLError: one line, for a precision that is none of ``PRECISIONS``.
@@ -44,9 +44,14 @@ def precision(cfg: DictConfig) -> str:
     given = "32-true" if given is None else str(given)
     given = _SHORT.get(given, given)
     check_one_of("precision", given, PRECISIONS)
-    if given == "16-mixed" and on_cpu(cfg):
+    cpu = on_cpu(cfg)
+    if given == "16-mixed" and cpu:
         print("precision: 16-mixed is bf16-mixed on a CPU, which has no float16", flush=True)
-    return devices.choose_precision(given, on_cpu(cfg))
+    chosen = devices.choose_precision(given, cpu)
+    if chosen == "bf16-mixed" and cpu and not devices.fast_bf16(cpu):
+        slow = "this CPU computes bfloat16 many times slower than float32"
+        print(f"precision: {slow}; precision=auto takes 32-true here", flush=True)
+    return chosen
 
 
 def _complete_checkpoint(cfg: DictConfig) -> None:

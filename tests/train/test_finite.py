@@ -151,7 +151,9 @@ def test_precision_is_resolved_and_recorded(
     monkeypatch.setattr(devices, "Path", lambda _: info)
     cfg = complete(_cfg("simclr", images, tmp_path, precision=given), HOST)
     assert cfg.precision == precision(cfg) == expected
-    assert ("16-mixed is bf16-mixed on a CPU" in capsys.readouterr().out) == (given == 16)
+    said = capsys.readouterr().out
+    assert ("16-mixed is bf16-mixed on a CPU" in said) == (given == 16)
+    assert ("slower than float32" in said) == (given in ("bf16", 16))
 
 
 def test_bf16_trains_and_is_recorded(images: Path, tmp_path: Path):
