@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -165,6 +166,7 @@ class Step:
             return float(torch.cuda.max_memory_allocated(self.device))
         held = _bytes(self.model.state_dict()) + _bytes(self.optimizer.state) + _bytes(self.batch)
         self.optimizer.zero_grad(set_to_none=True)  # what was allocated earlier is not seen to go
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it logs lines of its own to stderr
         activity = [torch.profiler.ProfilerActivity.CPU]
         with torch.profiler.profile(activities=activity, profile_memory=True) as profile:
             self()

@@ -715,7 +715,7 @@ def test_the_regularizer_needs_no_second_set_of_gradients(images: Path):
     assert heights[1] - heights[0] < weights / 10
 
 
-def test_a_step_without_a_trainer_is_a_step(images: Path):
+def test_a_step_without_a_trainer_is_a_step(images: Path, capfd: pytest.CaptureFixture):
     benchmark = read_benchmark(grid(images, seeds=[0], arms={"m": {"method": "iecl_mocov2plus"}}))
     step = Step(configuration(benchmark, cells(benchmark)[0]), HOST)
     momentum = getattr(step.model, HOST.momentum)
@@ -726,6 +726,7 @@ def test_a_step_without_a_trainer_is_a_step(images: Path):
     assert sum(moved) > len(moved) / 2
     assert step.flops() > 0
     assert step.peak_memory() > sum(p.nbytes for p in step.model.parameters())
+    assert "profiler_start" not in capfd.readouterr().err
 
 
 def test_check_writes_the_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
