@@ -37,6 +37,7 @@ from iecl_solo.solo.settings import prepare_pretrain
 from iecl_solo.train.complete import complete
 from iecl_solo.train.fit import fit, pretrain
 from iecl_solo.train.run import Run
+from iecl_solo.version import __version__
 
 ROOT = Path(__file__).parents[2]
 
@@ -256,6 +257,20 @@ def test_a_users_own_logger_is_heard(caplog: pytest.LogCaptureFixture):
         logging.getLogger("users.own").info("from the user's code")
         logging.getLogger("lightning.pytorch").warning("an announcement")
     assert [record.message for record in caplog.records] == ["from the user's code"]
+
+
+@pytest.mark.parametrize("command", ["pretrain", "compare", "benchmark", "linear", "knn"])
+def test_the_first_line_waits_for_no_library(command: str):
+    name = {"benchmark": "small_batch", "linear": "digits", "knn": "default"}
+    name = name.get(command, "digits/iecl_simclr")
+    program = (
+        "import sys; sys.modules['torch'] = None; from iecl_solo.cli.main import main;"
+        f"main(['{command}', '--config-name', '{name}'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "import of torch halted" in done.stderr
+    said = f"{command} {name}: solo-learn {HOST.version}, iecl-solo {__version__}, loading torch"
+    assert done.stdout.splitlines() == [said]
 
 
 def test_verdict_is_honest():
