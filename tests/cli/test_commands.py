@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -49,7 +50,7 @@ def small(images: Path, to: Path, *more: str) -> list[str]:
         *(f"data.train_path={images}", f"data.val_path={images}", "optimizer.batch_size=8"),
         *("backbone.name=timm/test_resnet", "~backbone.kwargs", "max_epochs=2"),
         *(f"checkpoint.dir={to}", "monitor.every_n_epochs=1", "monitor.images=8"),
-        *("monitor.delta_h_images=1", "monitor.steps=4", *more),
+        *("monitor.delta_h_images=1", "monitor.steps=4", "monitor.share=1", *more),
     ]
 
 
@@ -137,6 +138,19 @@ def test_inspect_says_what_the_monitor_said(compared: Path, capsys):
     assert found["sample"]["epoch"] == monitor["epoch"]
     for name, value in found["measures"].items():
         assert value == pytest.approx(monitor[name], rel=1e-3, abs=1e-5), name
+
+
+def test_inspect_has_a_delta_h_where_the_monitor_had_no_time(
+    compared: Path, tmp_path: Path, capsys
+):
+    run = shutil.copytree(compared / "runs/iecl_simclr/iecl_simclr", tmp_path / "run")
+    monitor = pd.read_csv(run / "monitor.csv")
+    names = [name for name in monitor if name.startswith("delta_h_") and name != "delta_h_images"]
+    monitor.drop(columns=["delta_h", *names]).assign(delta_h_images=0).to_csv(
+        run / "monitor.csv", index=False
+    )
+    assert main(["inspect", str(run), "--images", "8"]) == 0
+    assert "delta_h_isotropic" in capsys.readouterr().out
 
 
 def test_linear_takes_data_size_and_learning_rate_of_the_run(compared: Path, capsys):
