@@ -213,6 +213,8 @@ def test_embed_any_folder_of_images(compared: Path, tmp_path: Path, monkeypatch,
     monkeypatch.setattr("iecl_solo.cli.embed._progress", stop)
     again = [*common, "--batch-size", "2", "--to", f"{tmp_path}/g.npy"]
     assert main(again) == 130 and not (tmp_path / "g.npy").exists()
+    (parts,) = tmp_path.glob("g.npy.*.parts")
+    (parts / "000002.npy.e9962b82.part").write_bytes(b"a kill in the middle of a write")
     assert main(again) == 0 and seen == [2, 4, 5]
     assert np.array_equal(np.load(tmp_path / "g.npy"), features)
     assert not list(tmp_path.glob("*.parts"))
