@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import csv
 import doctest
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -122,3 +124,15 @@ def test_only_the_bridge_imports_the_host():
 def test_objectives_know_no_framework(package: str):
     for path in files_of(package):
         assert not any(i.startswith(("lightning", "hydra", "omegaconf")) for i in imports(path))
+
+
+def test_the_list_of_what_users_type_names_tests_that_are_there():
+    root = Path(__file__).parents[1]
+    with (root / "docs/rows/users.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) > 50 and all(row["command"] and row["now"] for row in rows)
+    named = [name for row in rows for name in re.findall(r"tests/[^\s;]+", row["test"])]
+    assert len(named) >= len(rows) - 1
+    for name in named:
+        path, _, test = name.partition("::")
+        assert not test or f"def {test.partition('[')[0]}(" in (root / path).read_text(), name

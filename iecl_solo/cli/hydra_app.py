@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.quiet import quiet
 from iecl_solo.train.packaged import PACKAGED, check_packaged, packaged_configs
+from iecl_solo.version import __version__
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -346,6 +347,20 @@ def _own_folder(cfg: DictConfig, suffix: str, swept: Sequence[str], given: Invoc
         cfg.name = f"{name}-{suffix}" if name else suffix
 
 
+def _say_what_begins(given: Invocation) -> None:
+    """At once: the libraries take seconds to load, and all that is known without them is said.
+
+    Raises:
+        IECLError: one line, when there is no solo-learn.
+    """
+    from iecl_solo.solo.host import find_version
+
+    version, _ = find_version()
+    if all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "SLURM_PROCID")):
+        said = f"{given.command} {given.name.partition('/')[2] or given.name}"
+        print(f"{said}: solo-learn {version}, iecl-solo {__version__}, loading torch", flush=True)
+
+
 def run(given: Invocation, module: str) -> int:
     """Compose the configuration and hand it to ``module.main``, or to ``module.run``.
 
@@ -365,6 +380,7 @@ def run(given: Invocation, module: str) -> int:
         if given.answered:
             launch(given, lambda cfg: None, given.flags, given.overrides)
             return 0
+        _say_what_begins(given)
         commands = importlib.import_module(module)
         from iecl_solo.train.stop import noticed
 

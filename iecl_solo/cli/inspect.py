@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
     own = plain(cfg.get("monitor")) or {}
     if measured is not None and len(measured):  # it may have measured less than was asked for
         last = measured.iloc[-1].dropna()
-        own |= {name: int(last[name]) for name in ("delta_h_images", "probes") if name in last}
+        if last.get("delta_h_images"):  # whoever asks has the time that the training had not
+            own |= {name: int(last[name]) for name in ("delta_h_images", "probes") if name in last}
     own |= {name: value for name, value in given.items() if value is not None}
     config = parse_block("monitor", MonitorConfig, own)
     if args.images is not None:

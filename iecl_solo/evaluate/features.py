@@ -138,9 +138,9 @@ class _Parts:
         return np.concatenate([np.load(self._file(i)) for i in range(self._count)])
 
     def remove(self) -> None:
-        """Remove the batches, now that the file is there."""
-        for i in range(self._count):
-            self._file(i).unlink(missing_ok=True)
+        """Remove the batches, and what a kill in a write left, now that the file is there."""
+        for file in self._folder.glob("[0-9]*.npy*"):
+            file.unlink(missing_ok=True)
         self._folder.rmdir()
 
 

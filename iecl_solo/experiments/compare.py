@@ -24,7 +24,7 @@ from iecl_solo.solo.data import pretrain_loader
 from iecl_solo.solo.host import find_host
 from iecl_solo.solo.registry import OBJECTIVES, choose_objectives, query_name, split_method
 from iecl_solo.solo.schema import Compare, check_block
-from iecl_solo.solo.settings import require
+from iecl_solo.solo.settings import require, settle_labels
 from iecl_solo.solo.wrapper import transforming
 from iecl_solo.train.complete import complete
 from iecl_solo.train.fit import pretrain
@@ -183,7 +183,8 @@ def compare(cfg: DictConfig) -> Comparison:
     OmegaConf.set_struct(cfg, False)
     protocol = parse_block("evaluation", EvaluationConfig, cfg.get("evaluation"))
     require(cfg, ["method", "data.dataset"])
-    if not OmegaConf.select(cfg, "data.no_labels", default=False):
+    settle_labels(cfg)
+    if not cfg.data.get("no_labels"):
         require(cfg, ["data.val_path"])
     check_block("compare.", Compare, plain(cfg.get("compare")) or {})
     choose_objectives(cfg)

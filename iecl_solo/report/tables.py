@@ -113,10 +113,13 @@ def title(measure: str) -> str:
     """Its name and unit, as axes and headings have them.
 
     Example:
-        >>> title("knn_acc1"), title("mine")
-        ('k-NN top-1 (%)', 'mine')
+        >>> title("knn_acc1"), title("uniformity"), title("mine")
+        ('k-NN top-1 (%)', 'uniformity of the features (lower is better; nats)', 'mine')
     """
-    return f"{name(measure)} ({unit(measure)})" if unit(measure) else name(measure)
+    words, of = name(measure), unit(measure)
+    if of and words.endswith(")"):
+        return f"{words[:-1]}; {of})"
+    return f"{words} ({of})" if of else words
 
 
 def heading(words: str) -> str:

@@ -91,6 +91,26 @@ def without_labels(cfg: DictConfig) -> bool:
     return bool(cfg.data.get("no_labels")) and cfg.data.dataset in FOLDER_DATASETS and in_files
 
 
+def settle_labels(cfg: DictConfig) -> None:
+    """``data.no_labels: null``, as packaged for a folder of one's own: what the folder shows.
+
+    A text file of paths, several folders, and a folder with images beside its sub-folders have no
+    labels. Sub-folders alone are classes.
+    """
+    data = cfg.data
+    if "no_labels" not in data or data.no_labels is not None:
+        return
+    path, kind = OmegaConf.select(cfg, "data.train_path"), data.get("format")
+    data.no_labels = False
+    if path is None or data.dataset not in FOLDER_DATASETS or kind in ("h5", "dali", *FORMATS):
+        return
+    folder = Path(sources(path)[0]).expanduser()
+    if len(sources(path)) > 1 or folder.is_file():
+        data.no_labels = True
+    elif folder.is_dir():
+        data.no_labels = any(f.suffix.lower() in SUFFIXES for f in folder.iterdir() if f.is_file())
+
+
 def check_image_folder(key: str, path: str | Path) -> int:
     """Number of images under a folder of classes.
 
@@ -207,6 +227,7 @@ def prepare_pretrain(cfg: DictConfig, host: Host) -> DictConfig:
         raise IECLError("augmentations: a list of at least one pipeline is needed")
     method = host.methods.get(cfg.method)
     schema.check(plain(cfg), tuple(getattr(method, "blocks", ())))
+    settle_labels(cfg)
     if cfg.data.get("val_path"):
         require(cfg, ["optimizer.classifier_lr"])
     check_data(cfg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from pathlib import Path
 
@@ -75,6 +76,8 @@ def check_loggers(cfg: DictConfig) -> None:
 def _logged_in() -> bool:
     import wandb
 
+    if "prompt" in inspect.signature(wandb.login).parameters:  # newer versions let go of wandb.api
+        return wandb.login(prompt=False, verify=False)
     return wandb.api.api_key is not None
 
 

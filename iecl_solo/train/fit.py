@@ -37,7 +37,7 @@ from iecl_solo.train.callbacks.entropy_monitor import EntropyMonitor, MonitorCon
 from iecl_solo.train.callbacks.finite import Finite
 from iecl_solo.train.callbacks.history import History
 from iecl_solo.train.callbacks.seed import StepSeed
-from iecl_solo.train.callbacks.terminal import Terminal, duration, figures
+from iecl_solo.train.callbacks.terminal import Terminal, duration, figures, tell
 from iecl_solo.train.callbacks.view_pictures import ViewPictures
 from iecl_solo.train.checks import check_nodes
 from iecl_solo.train.complete import complete, on_cpu, precision
@@ -388,7 +388,7 @@ def _pretrain(cfg: DictConfig) -> Run:
         )
         if trainer.is_global_zero:
             said = figures(metrics, labelled=_labelled(cfg))
-            print(f"{cfg.name}  trained in {duration(cost.seconds)}  {said}", flush=True)
+            tell(f"{cfg.name}  trained in {duration(cost.seconds)}  {said}")
     except Exception as error:
         told = _one_line(error, run)
         if told is error:

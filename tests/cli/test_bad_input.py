@@ -297,6 +297,21 @@ def test_no_gpu_and_no_login_are_one_line(world: Path, monkeypatch, capfd):
         assert f"pip install 'iecl-solo[{name}]'" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("key", [None, "0" * 40])
+def test_a_key_of_wandb_is_looked_up_without_its_server(key: str | None, tmp_path: Path):
+    given = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | given
+    done = subprocess.run(
+        [sys.executable, "-c", "from iecl_solo.train import checks; print(checks._logged_in())"],
+        env=kept | ({} if key is None else {"WANDB_API_KEY": key}),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == [str(key is not None)]
+    assert "WARNING" not in done.stderr and "ERROR" not in done.stderr
+
+
 def test_checkout_that_is_none_is_named(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-m", "iecl_solo.cli.main", "doctor"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -37,6 +38,7 @@ from iecl_solo.solo.settings import prepare_pretrain
 from iecl_solo.train.complete import complete
 from iecl_solo.train.fit import fit, pretrain
 from iecl_solo.train.run import Run
+from iecl_solo.version import __version__
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +50,7 @@ def small(images: Path, to: Path, *more: str) -> list[str]:
         *(f"data.train_path={images}", f"data.val_path={images}", "optimizer.batch_size=8"),
         *("backbone.name=timm/test_resnet", "~backbone.kwargs", "max_epochs=2"),
         *(f"checkpoint.dir={to}", "monitor.every_n_epochs=1", "monitor.images=8"),
-        *("monitor.delta_h_images=1", "monitor.steps=4", *more),
+        *("monitor.delta_h_images=1", "monitor.steps=4", "monitor.share=1", *more),
     ]
 
 
@@ -138,6 +140,19 @@ def test_inspect_says_what_the_monitor_said(compared: Path, capsys):
         assert value == pytest.approx(monitor[name], rel=1e-3, abs=1e-5), name
 
 
+def test_inspect_has_a_delta_h_where_the_monitor_had_no_time(
+    compared: Path, tmp_path: Path, capsys
+):
+    run = shutil.copytree(compared / "runs/iecl_simclr/iecl_simclr", tmp_path / "run")
+    monitor = pd.read_csv(run / "monitor.csv")
+    names = [name for name in monitor if name.startswith("delta_h_") and name != "delta_h_images"]
+    monitor.drop(columns=["delta_h", *names]).assign(delta_h_images=0).to_csv(
+        run / "monitor.csv", index=False
+    )
+    assert main(["inspect", str(run), "--images", "8"]) == 0
+    assert "delta_h_isotropic" in capsys.readouterr().out
+
+
 def test_linear_takes_data_size_and_learning_rate_of_the_run(compared: Path, capsys):
     run = compared / "runs/iecl_simclr/iecl_simclr"
     source = [f"pretrained_feature_extractor={run}", "max_epochs=2", "scheduler.lr_decay_steps=[1]"]
@@ -198,6 +213,8 @@ def test_embed_any_folder_of_images(compared: Path, tmp_path: Path, monkeypatch,
     monkeypatch.setattr("iecl_solo.cli.embed._progress", stop)
     again = [*common, "--batch-size", "2", "--to", f"{tmp_path}/g.npy"]
     assert main(again) == 130 and not (tmp_path / "g.npy").exists()
+    (parts,) = tmp_path.glob("g.npy.*.parts")
+    (parts / "000002.npy.e9962b82.part").write_bytes(b"a kill in the middle of a write")
     assert main(again) == 0 and seen == [2, 4, 5]
     assert np.array_equal(np.load(tmp_path / "g.npy"), features)
     assert not list(tmp_path.glob("*.parts"))
@@ -256,6 +273,20 @@ def test_a_users_own_logger_is_heard(caplog: pytest.LogCaptureFixture):
         logging.getLogger("users.own").info("from the user's code")
         logging.getLogger("lightning.pytorch").warning("an announcement")
     assert [record.message for record in caplog.records] == ["from the user's code"]
+
+
+@pytest.mark.parametrize("command", ["pretrain", "compare", "benchmark", "linear", "knn"])
+def test_the_first_line_waits_for_no_library(command: str):
+    name = {"benchmark": "small_batch", "linear": "digits", "knn": "default"}
+    name = name.get(command, "digits/iecl_simclr")
+    program = (
+        "import sys; sys.modules['torch'] = None; from iecl_solo.cli.main import main;"
+        f"main(['{command}', '--config-name', '{name}'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "import of torch halted" in done.stderr
+    said = f"{command} {name}: solo-learn {HOST.version}, iecl-solo {__version__}, loading torch"
+    assert done.stdout.splitlines() == [said]
 
 
 def test_verdict_is_honest():

@@ -133,7 +133,7 @@ def test_two_processes_are_one(start: str, one: Path, world: Path, tmp_path: Pat
     assert out.count("epoch 2/2") == 1, out
     assert_equal(one, tmp_path)
     again = started(start, command(world, tmp_path, *TWO))
-    assert "trained already" in again.communicate(timeout=120)[0]
+    assert "trained already" in again.communicate(timeout=240)[0]
 
 
 @pytest.mark.robust

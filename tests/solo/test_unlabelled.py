@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from support import HOST, raw_config
 
+from iecl_solo import configure
 from iecl_solo.cli.main import main
 from iecl_solo.errors import IECLError
 from iecl_solo.solo.data import pretrain_loader
@@ -75,6 +76,22 @@ def test_one_folder_of_photos_has_no_accuracy(images: Path, tmp_path: Path, caps
     run = pretrain(OmegaConf.create(raw))
     assert run.result is not None and not [k for k in run.result["metrics"] if "acc" in k]
     assert "no labels" in (printed := capsys.readouterr().out) and "acc" not in printed
+
+
+def test_the_packaged_folder_is_what_it_shows(photos: Path, images: Path, tmp_path: Path):
+    """Images beside the sub-folders, a list and several folders have no labels; others have."""
+    (tmp_path / "list.txt").write_text(f"{photos / 'a.png'}\n{photos / '2025/d.png'}\n")
+    several = f"[{photos / '2024'},{photos / '2025'}]"
+    given = {str(photos): 12, str(tmp_path / "list.txt"): 2, several: 3, str(images): 0}
+    for path, count in given.items():
+        size = f"optimizer.batch_size={min(count, 4) or 4}"
+        cfg = configure("custom/iecl_simclr", [f"data.train_path={path}", size])
+        assert cfg.data.no_labels == (count > 0)
+        assert count == 0 or len(pretrain_loader(cfg, HOST).dataset) == count
+    typed = [f"data.train_path={photos}", "data.no_labels=false", "optimizer.batch_size=2"]
+    with pytest.raises(IECLError, match="it holds no class folders"):
+        configure("custom/iecl_simclr", [*typed, f"data.train_path={photos / '2024/may'}"])
+    assert not configure("custom/iecl_simclr", typed).data.no_labels
 
 
 def test_too_few_and_none_are_one_line(photos: Path, tmp_path: Path):

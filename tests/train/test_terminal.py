@@ -31,6 +31,19 @@ def test_header_lines_and_figures(images: Path, tmp_path: Path, capsys: pytest.C
     assert "  trained in " in end and "val_acc1" in end
 
 
+def test_a_terminal_breaks_lines_between_words(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    line = "a  trained in 50 s  class_loss 2.267  nce_loss 4.427  acc1 17.057"
+    terminal.tell(line)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    terminal.tell(line)
+    whole, *broken = capsys.readouterr().out.splitlines()
+    assert whole == line
+    assert broken == ["a  trained in 50 s  class_loss 2.267", "nce_loss 4.427  acc1 17.057"]
+
+
 def test_a_run_that_ends_in_its_warmup_says_so(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):

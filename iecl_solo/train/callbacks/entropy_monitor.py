@@ -58,7 +58,7 @@ class MonitorConfig:
         share: of the training's time so far, the most that measuring may take; 1 is no limit. A
             measurement that would take more has its Delta H at fewer images, then by fewer probes,
             then not at all, and an epoch is left out. The first epoch that is due and the last one
-            are always measured, the last one with a Delta H.
+            are always measured, without a Delta H if need be.
     """
 
     every_n_epochs: int = 10
@@ -266,8 +266,8 @@ class EntropyMonitor(Callback):
         images = min(config.delta_h_images, probes // config.probes)
         if images >= 1 or not config.delta_h_images:
             return replace(config, delta_h_images=max(0, images))
-        if probes >= 2 or last:
-            return replace(config, delta_h_images=1, probes=min(config.probes, max(2, probes)))
+        if probes >= 2:
+            return replace(config, delta_h_images=1, probes=min(config.probes, probes))
         return replace(config, delta_h_images=0)
 
     def _try(self, module: LightningModule, saib: BaseSAIB, image: Tensor) -> None:

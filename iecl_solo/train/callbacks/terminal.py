@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -34,6 +36,14 @@ def duration(seconds: float) -> str:
         if whole >= of_unit:
             return f"{whole // of_unit} {unit} {whole % of_unit // of_smaller} {smaller}"
     return f"{whole} s"
+
+
+def tell(line: str) -> None:
+    """Print a line; a terminal gets it broken between words, a pipe or a file whole."""
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        line = textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+    print(line, flush=True)
 
 
 def figures(logged: dict[str, Any], *, labelled: bool, ending: str = "_epoch") -> str:
@@ -104,7 +114,7 @@ class Terminal(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.is_global_zero:
             for line in self.about:
-                print(line, flush=True)
+                tell(line)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._began = self._epoch_began = self._line = time.perf_counter()
