@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import csv
 import doctest
 import importlib
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -122,3 +124,24 @@ def test_only_the_bridge_imports_the_host():
 def test_objectives_know_no_framework(package: str):
     for path in files_of(package):
         assert not any(i.startswith(("lightning", "hydra", "omegaconf")) for i in imports(path))
+
+
+def test_lower_bounds_are_those_of_the_version_matrix():
+    """A row that works has them, and CONTRIBUTING.md's table is the rows."""
+    checkout = ROOT.parent
+    spec = importlib.util.spec_from_file_location("matrix", checkout / "studies/version_matrix.py")
+    assert spec is not None and spec.loader is not None
+    matrix = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(matrix)
+    with (checkout / "docs/rows/version_matrix.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    page = (checkout / "CONTRIBUTING.md").read_text()
+    for row in rows:
+        cells = [row["python"], row["column"], *(row[name] for name in matrix.LIBRARIES)]
+        assert f"| {' | '.join(cells)} | {row['works']}" in page
+    (oldest,) = (row for row in rows if (row["python"], row["column"]) == ("3.10", "oldest"))
+    assert oldest["works"] == "yes"
+    bounds = matrix.lower_bounds()
+    for name in matrix.LIBRARIES:
+        low, tried = bounds[name].split("."), oldest[name].split(".")
+        assert tried[: len(low)] == low and set(tried[len(low) :]) <= {"0"}, name
