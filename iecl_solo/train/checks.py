@@ -75,7 +75,10 @@ def check_loggers(cfg: DictConfig) -> None:
 def _logged_in() -> bool:
     import wandb
 
-    return wandb.api.api_key is not None
+    try:
+        return bool(wandb.login(prompt=False, verify=False))
+    except TypeError:  # an older one, without that argument and without a warning of its key
+        return wandb.api.api_key is not None
 
 
 def check_classes(cfg: DictConfig) -> None:
