@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
@@ -112,6 +112,27 @@ def _below(folder: Path) -> Iterator[Path]:
         for name in sorted(names):
             if name.lower().endswith(SUFFIXES) and not name.startswith("."):
                 yield Path(root, name)
+
+
+def in_loops(files: Iterable[str], root: str) -> set[str]:
+    """Files that are reached through a link from below a folder back to it or above it.
+
+    Args:
+        files: paths below ``root``, as a search that follows links gives them.
+        root: the folder that was searched; links above it do not matter.
+    """
+    looped = {root.rstrip("/"): False}
+
+    def through(folder: str) -> bool:
+        if folder not in looped:
+            above = os.path.dirname(folder)
+            back = Path(folder).is_symlink() and Path(above).resolve().is_relative_to(
+                Path(folder).resolve()
+            )
+            looped[folder] = above != folder and (back or through(above))
+        return looped[folder]
+
+    return {file for file in files if through(os.path.dirname(file))}
 
 
 def _listed(file: Path) -> Iterator[Path]:

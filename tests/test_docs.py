@@ -6,6 +6,7 @@ import ast
 import csv
 import doctest
 import importlib
+import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -136,3 +137,24 @@ def test_the_list_of_what_users_type_names_tests_that_are_there():
     for name in named:
         path, _, test = name.partition("::")
         assert not test or f"def {test.partition('[')[0]}(" in (root / path).read_text(), name
+
+
+def test_lower_bounds_are_those_of_the_version_matrix():
+    """A row that works has them, and CONTRIBUTING.md's table is the rows."""
+    checkout = ROOT.parent
+    spec = importlib.util.spec_from_file_location("matrix", checkout / "studies/version_matrix.py")
+    assert spec is not None and spec.loader is not None
+    matrix = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(matrix)
+    with (checkout / "docs/rows/version_matrix.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    page = (checkout / "CONTRIBUTING.md").read_text()
+    for row in rows:
+        cells = [row["python"], row["column"], *(row[name] for name in matrix.LIBRARIES)]
+        assert f"| {' | '.join(cells)} | {row['works']}" in page
+    (oldest,) = (row for row in rows if (row["python"], row["column"]) == ("3.10", "oldest"))
+    assert oldest["works"] == "yes"
+    bounds = matrix.lower_bounds()
+    for name in matrix.LIBRARIES:
+        low, tried = bounds[name].split("."), oldest[name].split(".")
+        assert tried[: len(low)] == low and set(tried[len(low) :]) <= {"0"}, name

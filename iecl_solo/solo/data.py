@@ -16,7 +16,7 @@ from torchvision import transforms
 from iecl_solo.augment import FrozenSAIB
 from iecl_solo.decoded import undecodable
 from iecl_solo.errors import IECLError
-from iecl_solo.images import image_files, load_image
+from iecl_solo.images import image_files, in_loops, load_image
 from iecl_solo.order import EpochOrder, SteadyLoader
 from iecl_solo.solo.batched import BatchedLoader, batched, decoded
 from iecl_solo.solo.host import Host
@@ -26,10 +26,25 @@ from iecl_solo.solo.shards import FORMATS, MIXED, ShardImages, open_shards, tar_
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def _named_errors(dataset: Any) -> Any:
+def _real_images(dataset: Any) -> Any:
+    """A data set whose images are read by ``load_image``, each once where links make a loop."""
     if hasattr(dataset, "loader"):
         dataset.loader = load_image
+    if hasattr(dataset, "samples"):
+        files = [path for path, _ in dataset.samples]
+        if again := in_loops(files, str(dataset.root)):
+            _keep(dataset, [i for i, file in enumerate(files) if file not in again])
     return dataset
+
+
+def _keep(dataset: Any, left: Sequence[int]) -> None:
+    """Leave these entries of a folder's, in all of its lists."""
+    kept = "samples" if hasattr(dataset, "samples") else "images"
+    count = len(getattr(dataset, kept))
+    for name in {kept, "imgs", "targets"} & set(vars(dataset)):
+        values = getattr(dataset, name)
+        if len(values) == count:  # not after data.fraction, which shortens samples alone
+            setattr(dataset, name, [values[i] for i in left])
 
 
 def with_saib(transform: Any, augmentation: Mapping[str, Any]) -> Any:
@@ -105,7 +120,7 @@ def pretrain_set(cfg: DictConfig, host: Host, transform: Any) -> Any:
         found = Unlabelled(image_files(*paths), transform)
         return _decodable("data.train_path", found, paths[0], workers) if skips else found
     try:
-        labelled = _named_errors(host.pretrain_set(cfg, transform))
+        labelled = _real_images(host.pretrain_set(cfg, transform))
         return _decodable("data.train_path", labelled, paths[0], workers) if skips else labelled
     except (OSError, RuntimeError) as error:  # a download that fails raises either
         reason = " ".join(str(error).split())
@@ -130,11 +145,7 @@ def _decodable(key: str, dataset: Any, root: str, workers: int) -> Any:
         return dataset
     if len(broken) == len(files):
         raise IECLError(f"{key}: {root}: none of its {len(files)} images decodes")
-    left = [i for i, file in enumerate(files) if file not in broken]
-    for name in {kept, "imgs", "targets"} & set(vars(dataset)):
-        values = getattr(dataset, name)
-        if len(values) == len(files):  # not after data.fraction, which shortens samples alone
-            setattr(dataset, name, [values[i] for i in left])
+    _keep(dataset, [i for i, file in enumerate(files) if file not in broken])
     first = os.path.relpath(min(broken), Path(root).expanduser())
     rank_zero_only(print)(
         f"{key}: {len(broken)} of {len(files)} images do not decode and are skipped, the first "
@@ -225,7 +236,7 @@ def evaluation_datasets(
         (train_path, val_path),
         data_format,
     )
-    train, val = _named_errors(train), _named_errors(val)
+    train, val = _real_images(train), _real_images(val)
     if on_error == "skip" and hasattr(train, "samples"):
         train = _decodable("data.train_path", train, train_path, workers)
         val = _decodable("data.val_path", val, val_path, workers)

@@ -17,7 +17,7 @@ from iecl_solo.evaluate.protocol import EvaluationConfig, LinearProtocol
 from iecl_solo.evaluate.run import evaluate
 from iecl_solo.order import seeded
 from iecl_solo.solo.checkpoint import read_checkpoint
-from iecl_solo.solo.data import pretrain_loader
+from iecl_solo.solo.data import evaluation_datasets, pretrain_loader
 from iecl_solo.train.complete import complete
 from iecl_solo.train.fit import pretrain
 from iecl_solo.train.stop import Stopped
@@ -121,3 +121,26 @@ def test_a_run_is_stopped_resumed_and_evaluated(
     assert same_tensors(a, b) == []
     found = evaluate(whole, EvaluationConfig(linear=LinearProtocol(max_epochs=0)))
     assert torch.tensor(found["knn_acc1"]).isfinite()
+
+
+@pytest.mark.counts("bad inputs tried")
+@pytest.mark.parametrize("views", ["per_image", "batched"])
+def test_a_loop_of_links_counts_each_image_once(views: str, images: Path, tmp_path: Path):
+    """torchvision follows it forty times, and calls all classes by the one with the link."""
+    folder = tmp_path / "photos"
+    shutil.copytree(images, folder)
+    (folder / "class1" / "back").symlink_to(folder, target_is_directory=True)
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(images / "class2/0.png", tmp_path / "elsewhere/more.png")
+    (folder / "class2" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    # and the folder itself may be given by a link, or lie behind a loop
+    (tmp_path / "here").symlink_to(tmp_path, target_is_directory=True)
+    for root in (folder, tmp_path / "here" / "photos"):
+        given = {"data__on_error": None, "data__views": views, "optimizer__batch_size": 5}
+        cfg = complete(_cfg("simclr", root, data__no_labels=False, **given), HOST)
+        loader = pretrain_loader(cfg, HOST)
+        labels = torch.cat([labels for _, _, labels in loader]).tolist()
+        assert len(loader.dataset if views == "per_image" else loader.images) == 25
+        assert len(labels) == 25 and labels.count(0) == labels.count(1) == 8
+    for found in evaluation_datasets(HOST, "custom", str(folder), str(folder), image_size=32):
+        assert len(found) == 25
