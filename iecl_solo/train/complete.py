@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from omegaconf import DictConfig, OmegaConf
 
 from iecl_solo import devices
@@ -31,6 +33,12 @@ def on_cpu(cfg: DictConfig) -> bool:
     return devices.on_cpu(cfg.get("accelerator") or "auto")
 
 
+@cache
+def _say_once(line: str) -> None:
+    """Once a process: a benchmark completes the configuration of every cell before the first."""
+    print(line, flush=True)
+
+
 def precision(cfg: DictConfig) -> str:
     """The precision that a configuration trains in on this machine.
 
@@ -46,11 +54,11 @@ def precision(cfg: DictConfig) -> str:
     check_one_of("precision", given, PRECISIONS)
     cpu = on_cpu(cfg)
     if given == "16-mixed" and cpu:
-        print("precision: 16-mixed is bf16-mixed on a CPU, which has no float16", flush=True)
+        _say_once("precision: 16-mixed is bf16-mixed on a CPU, which has no float16")
     chosen = devices.choose_precision(given, cpu)
     if chosen == "bf16-mixed" and cpu and not devices.fast_bf16(cpu):
         slow = "this CPU computes bfloat16 many times slower than float32"
-        print(f"precision: {slow}; precision=auto takes 32-true here", flush=True)
+        _say_once(f"precision: {slow}; precision=auto takes 32-true here")
     return chosen
 
 
