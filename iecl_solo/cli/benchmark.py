@@ -41,6 +41,7 @@ from iecl_solo.report.statistics import Summary, summary_table
 from iecl_solo.report.tables import NAMES, plus_minus, title
 from iecl_solo.solo.config import parse_block, plain
 from iecl_solo.solo.host import find_host
+from iecl_solo.train.callbacks.terminal import tell
 from iecl_solo.train.complete import complete
 from iecl_solo.train.processes import launched
 
@@ -194,7 +195,7 @@ def show(results: Results) -> None:
     """
     if len(results.settings) == 1 and len(results.measures) > 1:
         _show_measures(results)
-        print(answer(results))
+        tell(answer(results))
         return
     for measure in results.measures[:4]:
         table = summary_table(results.of(measure), ["setting"])
@@ -213,7 +214,7 @@ def show(results: Results) -> None:
             entries = [texts.get(arm, "–") for arm in results.arms]
             view.add_row(*results.settings[setting], *entries)
         _print(view)
-    print(answer(results))
+    tell(answer(results))
 
 
 def run(given: hydra_app.Invocation) -> int:

@@ -13,6 +13,7 @@ from iecl_solo.cli.hydra_app import Invocation
 from iecl_solo.experiments.compare import compare, draw, record
 from iecl_solo.report.page import write_report
 from iecl_solo.solo.host import find_host
+from iecl_solo.train.callbacks.terminal import tell
 
 
 def _cell(column: str, value: float) -> str:
@@ -67,7 +68,7 @@ def main(cfg: DictConfig, given: Invocation) -> None:
     epochs = f"{args['max_epochs']} epoch{'s' * (args['max_epochs'] != 1)}"
     of = f"{epochs}, seed {args['seed']}, {find_host().describe()}"
     show(frame, f"{pair.title}, {of}")
-    print(verdict(frame))
+    tell(verdict(frame))
     page = write_report(record(pair, given.line), folder)
     written = ", ".join(["table.csv", *(path.name for path in pictures)])
     print(f"report: {page} ({written} beside it)")
