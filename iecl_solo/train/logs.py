@@ -15,12 +15,17 @@ from iecl_solo.train.run import Run
 def read_log(path: Path) -> pd.DataFrame:
     """A log of numbers by epoch; of a row that a kill cut off nothing is taken.
 
+    Lightning's monitor of the learning rates logs rows of its own, without an epoch. They are left
+    out.
+
     Raises:
         IECLError: one line, for a file that is damaged.
     """
     try:
         text = path.read_bytes().decode()
         frame = pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1])).apply(pd.to_numeric)
+        others = [column for column in frame if column != "step" and not column.startswith("lr-")]
+        frame = frame.dropna(how="all", subset=others)
         if not (frame["epoch"] >= 0).all() or (frame["epoch"] % 1).any():
             raise ValueError("an epoch is no whole number")
     except (ValueError, KeyError, TypeError, OverflowError) as error:

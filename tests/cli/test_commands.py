@@ -424,6 +424,7 @@ def test_loggers_get_the_configuration_and_go_on_with_the_same_run(
     raw["tensorboard"] = {"enabled": True}
     raw["wandb"] = {"enabled": True, "offline": True, "project": "test"}
     raw["monitor"] = {"images": 8, "delta_h_images": 1, "probes": 2, "steps": 4}
+    raw["log_every_n_steps"] = 1  # rows of learning rates alone, without an epoch, among the rest
     cut = complete(OmegaConf.create(raw), HOST)
     run = Run(cut)
     with pytest.raises(RuntimeError, match="power cut"):
