@@ -699,8 +699,9 @@ def renyi_entropy(z: Tensor, *, alpha: float = 2.0, bandwidth: float = math.sqrt
 
     Returns:
         A 0-dim tensor in nats, float64 for float64 and float32 otherwise. Differentiable; for
-        alpha other than 2 eigenvalues within float64's rounding of 0 (B eps of the largest) are 0
-        and give no gradient.
+        alpha other than 2 eigenvalues within float64's rounding of 0 (B eps of the largest, and of
+        the distances 4 eps of the largest squared norm over bandwidth^2) are 0 and give no
+        gradient.
 
     Raises:
         IECLError: z is not (B, d) floating with B >= 2, or an option is not positive.
@@ -724,11 +725,15 @@ def renyi_entropy(z: Tensor, *, alpha: float = 2.0, bandwidth: float = math.sqrt
         return 2 * math.log(len(z)) - by_row_blocks(squared_kernels, len(z), len(z)).sum().log()
     # float32's rounding of an eigenvalue that is 0 is no small thing to the power of a small alpha
     wide = (z.cpu() if z.device.type == "mps" else z).double()
-    distances = _squared_distances(wide - wide.mean(0), slice(0, len(z)))
+    centred = wide - wide.mean(0)
+    distances = _squared_distances(centred, slice(0, len(z)))
     matrix, zero_or_nan = _without_nan((distances / (-2 * bandwidth**2)).exp() / len(z))
     eigenvalues = torch.linalg.eigvalsh(matrix)
-    held = eigenvalues > len(z) * torch.finfo(matrix.dtype).eps * eigenvalues.detach().amax()
-    present = eigenvalues[held]
+    # what the decomposition rounds, and what the distances did before it: those of equal rows are
+    # differences of squared norms, exactly 0 on some machines and not on others
+    squares = 4 * centred.detach().square().sum(1).amax() / bandwidth**2
+    rounding = torch.finfo(matrix.dtype).eps * (len(z) * eigenvalues.detach().amax() + squares)
+    present = eigenvalues[eigenvalues > rounding]
     if alpha == 1:
         value = torch.special.entr(present).sum()
     else:

@@ -84,6 +84,7 @@ PLACEHOLDERS = {
     "FILE": "benchmark/small_batch-smoke/rows.csv",
     "FOLDER": "datasets/digits/train",
     "IMAGES": "datasets/digits/train",
+    "MASKS": "datasets/masks",
     "N": "10",
     "NAME": "mine",
     "PATH": "checkout",
@@ -114,6 +115,7 @@ PLANNED_ONLY = {
     "iecl-solo benchmark --config-name methods": "a quarter of an hour; small_batch is run",
     "iecl-solo benchmark --config-name minc": "an hour; small_batch is run",
     "iecl-solo benchmark --config-name views": "half an hour on CIFAR-10",
+    "iecl-solo benchmark --config-name drawings": "hours of a CPU, and drawings that are not here",
     "iecl-solo benchmark --config-name throughput": "its figures want a quiet machine",
     "iecl-solo benchmark --config-path . --config-name grid": "a SLURM cluster",
     "iecl-solo pretrain --multirun": "names an option; tests/cli/test_commands.py runs it",
@@ -290,6 +292,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "datasets" / part).mkdir()
         for name in ("train", "held_out"):
             (folder / "datasets" / part / name).symlink_to(digits / "train")
+    (folder / "datasets/drawings").symlink_to(digits)
     few = write_digits(folder / "few", classes=[0, 1])
     shards = runpy.run_path(str(ROOT / "examples/write_shards.py"))["write"]
     assert shards(few / "train", folder / "shards") > 256

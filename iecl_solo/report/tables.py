@@ -117,7 +117,7 @@ def title(measure: str) -> str:
         ('k-NN top-1 (%)', 'uniformity of the features (lower is better; nats)', 'mine')
     """
     words, of = name(measure), unit(measure)
-    if of and words.endswith(")"):
+    if of and " (" in words:
         return f"{words[:-1]}; {of})"
     return f"{words} ({of})" if of else words
 

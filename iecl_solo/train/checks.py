@@ -77,7 +77,10 @@ def _logged_in() -> bool:
     import wandb
 
     if "prompt" in inspect.signature(wandb.login).parameters:  # newer versions let go of wandb.api
-        return wandb.login(prompt=False, verify=False)
+        found = bool(wandb.login(prompt=False, verify=False))
+        if not found:  # it keeps the environment of now, and would not let one go offline after it
+            wandb.teardown()
+        return found
     return wandb.api.api_key is not None
 
 

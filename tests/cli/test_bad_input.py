@@ -303,13 +303,22 @@ def test_no_gpu_and_no_login_are_one_line(world: Path, monkeypatch, capfd):
 def test_a_key_of_wandb_is_looked_up_without_its_server(key: str | None, tmp_path: Path):
     given = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
     kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | given
+    # as Lightning's logger goes offline, after the advice to
+    offline = "os.environ['WANDB_MODE'] = 'dryrun'; wandb.init(settings={'silent': True}).finish()"
+    code = f"""
+import os, wandb
+from iecl_solo.train.checks import _logged_in
+print(_logged_in())
+{offline if key is None else ""}
+"""
     done = subprocess.run(
-        [sys.executable, "-c", "from iecl_solo.train import checks; print(checks._logged_in())"],
+        [sys.executable, "-c", code],
         env=kept | ({} if key is None else {"WANDB_API_KEY": key}),
         cwd=tmp_path,
         capture_output=True,
         text=True,
     )
+    assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(key is not None)]
     assert "WARNING" not in done.stderr and "ERROR" not in done.stderr
 
