@@ -269,7 +269,7 @@ class LayerSpectrum(NamedTuple):
 
 @torch.no_grad()
 def sigmas(backbone: nn.Module) -> dict[str, tuple[float, float]]:
-    """(sigma_max, sigma_min) of every weight by full singular value decomposition, by its name.
+    """(sigma_max, sigma_min) of every weight, of all its singular values, by its name.
 
     Of the kernel as (out, in * kh * kw), over all groups; sigma_min is the smallest of the
     min(rows, columns) singular values. NaN for a weight that is not finite. Slow, for reports.
@@ -435,6 +435,11 @@ def _largest(matrix: Tensor, u: Tensor, iterations: int) -> tuple[Tensor, Tensor
     return torch.linalg.vector_norm(image, dim=1), u, v
 
 
+def _gram(matrix: Tensor) -> Tensor:
+    """M M^T or M^T M of matrices (n, rows, columns), over the shorter side."""
+    return matrix @ matrix.mT if matrix.shape[1] <= matrix.shape[2] else matrix.mT @ matrix
+
+
 @torch.no_grad()
 def _smallest(
     matrix: Tensor, u: Tensor, iterations: int = 1
@@ -442,7 +447,7 @@ def _smallest(
     """sigma_min (n,), left and right vectors, and the one on the shorter side, from ``u``."""
     wide = matrix.shape[1] <= matrix.shape[2]
     if iterations:
-        gram = torch.bmm(matrix, matrix.mT) if wide else torch.bmm(matrix.mT, matrix)
+        gram = _gram(matrix)
         diagonal = gram.diagonal(dim1=1, dim2=2)
         # The shift keeps Cholesky safe when sigma_min is nearly zero, and leaves the vectors be.
         diagonal += 1e-5 * diagonal.mean(1, keepdim=True) + torch.finfo(gram.dtype).eps
@@ -457,7 +462,7 @@ def _smallest(
 
 def _mean_log_sigma(matrix: Tensor) -> Tensor:
     """Mean log singular value of matrices (n, rows, columns), over the shorter side's number."""
-    gram = matrix @ matrix.mT if matrix.shape[1] <= matrix.shape[2] else matrix.mT @ matrix
+    gram = _gram(matrix)
     # as in _smallest: a singular value of nearly zero is one of 0.3 % of their root mean square
     diagonal = gram.diagonal(dim1=1, dim2=2)
     floor = 1e-5 * diagonal.mean(1, keepdim=True) + torch.finfo(gram.dtype).eps
@@ -517,9 +522,7 @@ def _extremes(layer: nn.Module, weight: Tensor) -> tuple[float, float]:
     if weight.dtype == torch.float64 or weight.device.type == "mps":  # which has no float64
         values = torch.linalg.svdvals(rows)
     else:  # four times as fast, and in float64 no less exact than the decomposition in float32
-        rows = rows.double()
-        gram = rows @ rows.mT if rows.shape[-2] < rows.shape[-1] else rows.mT @ rows
-        values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+        values = torch.linalg.eigvalsh(_gram(rows.double())).clamp(min=0).sqrt()
     return values.max().item(), values.min().item()
 
 

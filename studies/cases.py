@@ -95,7 +95,7 @@ _LINEAR = [
     *("linear", "--config-name", "digits", f"pretrained_feature_extractor={RUN}", *_QUICK),
     *("data.train_path=good", "data.val_path=good", "max_epochs=1"),
 ]
-_BENCH = ["benchmark", "--config-path", "own", "--config-name", "bench", "dir=new"]
+_BENCH = ["benchmark", "--config-name", "small_batch", "preset=smoke", "dir=new"]
 
 #: Settings of an augmentation: a command line cannot reach into a list, a YAML of one's own can.
 _OWN = {
@@ -276,7 +276,7 @@ CASES: tuple[Case, ...] = (
     *_typed(
         *(_SETTINGS, ACCEPTED, _BENCH),
         *("seeds=[0,0]", "measures=[foo]", "rounds=0"),
-        *("settings.foo=1", "axes.foo=[1,2]", "arms.iecl.foo=1"),
+        *("settings.foo=1", "axes.foo=[1,2]", "arms.iecl_simclr.foo=1"),
     ),
     *_typed(
         *(_SETTINGS, SILENT, _TRAIN),
@@ -370,22 +370,10 @@ def _make_kind(root: Path, kind: str) -> None:
 
 
 def _own_yamls(folder: Path) -> None:
-    """The YAMLs of one's own: a benchmark, and pretraining with one setting wrong."""
+    """The YAMLs of one's own: pretraining with one setting wrong."""
     from iecl_solo.cli.hydra_app import composed, read_arguments, without_hydra
 
     folder.mkdir()
-    small = {"backbone": {"name": "timm/test_resnet"}, "optimizer": {"batch_size": 4}}
-    data = {"train_path": "good", "val_path": "good", "num_workers": 0}
-    bench = {
-        "name": "bench",
-        "question": "Is what is wrong refused?",
-        "data": {"toy": {"config": "custom", "settings": {"data": data}}},
-        "arms": {"simclr": {"method": "simclr"}, "iecl": {"method": "iecl_simclr"}},
-        "seeds": [0],
-        "measures": ["knn_acc1"],
-        "settings": {**small, "precision": "32-true"},
-    }
-    OmegaConf.save(OmegaConf.create(bench), folder / "bench.yaml")
     cfg = without_hydra(composed(read_arguments("pretrain", "pretrain", _TRAIN[1:])))
     for name, (key, value) in _OWN.items():
         wrong = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -291,6 +293,16 @@ def end_by_a_notice() -> None:
     """What a process does that is told in its evaluation; here for the same reason."""
     os.kill(os.getpid(), signal.SIGUSR1)
     time.sleep(60)
+
+
+def script(path: Path) -> ModuleType:
+    """A study or an example as a module, from its file."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
 
 
 def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ast
 import csv
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from support import script
 
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "docs/rows/cases.csv"
@@ -17,12 +16,7 @@ ROWS = ROOT / "docs/rows/cases.csv"
 
 @pytest.fixture(scope="module")
 def study() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("cases", ROOT / "studies/cases.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["cases"] = module  # its dataclasses look for it
-    spec.loader.exec_module(module)
-    return module
+    return script(ROOT / "studies/cases.py")
 
 
 def test_the_rows_are_those_of_the_script(study: ModuleType):

@@ -6,7 +6,6 @@ import ast
 import csv
 import doctest
 import importlib
-import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import iecl_solo.patches
 import pytest
 import torch
+from support import script
 
 import iecl_solo
 
@@ -142,10 +142,7 @@ def test_the_list_of_what_users_type_names_tests_that_are_there():
 def test_lower_bounds_are_those_of_the_version_matrix():
     """A row that works has them, and CONTRIBUTING.md's table is the rows."""
     checkout = ROOT.parent
-    spec = importlib.util.spec_from_file_location("matrix", checkout / "studies/version_matrix.py")
-    assert spec is not None and spec.loader is not None
-    matrix = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(matrix)
+    matrix = script(checkout / "studies/version_matrix.py")
     with (checkout / "docs/rows/version_matrix.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     page = (checkout / "CONTRIBUTING.md").read_text()

@@ -107,6 +107,7 @@ PLANNED_ONLY = {
     "iecl-solo pretrain --config-name custom": "images that are not here, at 224 pixels",
     "iecl-solo pretrain --config-name digits": "minutes; `make demo` trains two such runs",
     "iecl-solo pretrain --config-name imagenet": "ImageNet: a GPU's days",
+    "iecl-solo pretrain --config-name small": "minutes on CIFAR-10",
     "iecl-solo pretrain --config-name minimal": "images that are not here, at 224 pixels",
     "iecl-solo benchmark --config-name ablation": "a CPU's day on CIFAR-10",
     "iecl-solo benchmark --config-name climb_dino": "a CPU's day on CIFAR-10, an hour on digits",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import doctest
-import importlib.util
 import math
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import pytest
 import scipy.special
 import torch
 import torch.nn.functional as F
-from support import in_two_processes
+from support import in_two_processes, script
 from torch import Tensor
 
 from iecl_solo import entropy
@@ -463,13 +462,7 @@ def test_effective_rank(dtype):
 
 
 def entropy_table():
-    path = Path(__file__).parents[1] / "studies" / "entropy_table.py"
-    spec = importlib.util.spec_from_file_location("entropy_table", path)
-    module = importlib.util.module_from_spec(spec)
-    # dataclasses look their module up there
-    sys.modules["entropy_table"] = module
-    spec.loader.exec_module(module)
-    return module
+    return script(Path(__file__).parents[1] / "studies" / "entropy_table.py")
 
 
 def test_the_benchmark_table_holds_each_estimator_to_its_closed_form():

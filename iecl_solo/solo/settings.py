@@ -102,10 +102,11 @@ def settle_labels(cfg: DictConfig) -> None:
         return
     path, kind = OmegaConf.select(cfg, "data.train_path"), data.get("format")
     data.no_labels = False
-    if path is None or data.dataset not in FOLDER_DATASETS or kind in ("h5", "dali", *FORMATS):
+    if path is None or data.dataset not in FOLDER_DATASETS or kind not in (None, "image_folder"):
         return
-    folder = Path(sources(path)[0]).expanduser()
-    if len(sources(path)) > 1 or folder.is_file():
+    first, *more = sources(path)
+    folder = Path(first).expanduser()
+    if more or folder.is_file():
         data.no_labels = True
     elif folder.is_dir():
         data.no_labels = any(f.suffix.lower() in SUFFIXES for f in folder.iterdir() if f.is_file())

@@ -24,8 +24,9 @@ def read_log(path: Path) -> pd.DataFrame:
     try:
         text = path.read_bytes().decode()
         frame = pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1])).apply(pd.to_numeric)
-        others = [column for column in frame if column != "step" and not column.startswith("lr-")]
-        frame = frame.dropna(how="all", subset=others)
+        rates = frame.filter(regex="^lr-")
+        others = frame.columns.difference([*rates, "step"])
+        frame = frame[~(rates.notna().any(axis=1) & frame[others].isna().all(axis=1))]
         if not (frame["epoch"] >= 0).all() or (frame["epoch"] % 1).any():
             raise ValueError("an epoch is no whole number")
     except (ValueError, KeyError, TypeError, OverflowError) as error:

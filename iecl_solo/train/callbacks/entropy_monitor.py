@@ -267,7 +267,7 @@ class EntropyMonitor(Callback):
         if images >= 1 or not config.delta_h_images:
             return replace(config, delta_h_images=max(0, images))
         if probes >= 2:
-            return replace(config, delta_h_images=1, probes=min(config.probes, probes))
+            return replace(config, delta_h_images=1, probes=probes)
         return replace(config, delta_h_images=0)
 
     def _try(self, module: LightningModule, saib: BaseSAIB, image: Tensor) -> None:
