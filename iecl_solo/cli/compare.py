@@ -55,7 +55,7 @@ def verdict(frame: pd.DataFrame) -> str:
         word = "ahead of" if change > 0 else "behind" if change < 0 else "level with"
         parts.append(f"{word} the baseline{by} ({column.split()[0]})")
     if not parts:
-        return "Without labels there is no accuracy; the measures describe, they do not decide."
+        return "There are no labels, so nothing here says which of the two is better."
     return f"{frame.index[1]} is {' and '.join(parts)}; one seed, so no significance is claimed."
 
 

@@ -296,6 +296,8 @@ def test_verdict_is_honest():
     said = verdict(frame)
     assert "behind the baseline by 2.00 points (k-NN)" in said
     assert "ahead of the baseline by 1.50 points (linear)" in said and "one seed" in said
+    unlabelled = pd.DataFrame({"RankMe": [12.6, 19.3]}, index=["simclr", "iecl_simclr"])
+    assert verdict(unlabelled).endswith("nothing here says which of the two is better.")
 
 
 class _Crash(pl.Callback):
