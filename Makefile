@@ -36,8 +36,9 @@ test-robust: install
 test-cluster: install
 	$(TEST_ENV) $(BIN)/pytest -m cluster tests/experiments/test_cluster.py $(CASES)
 
-# solo-learn's own tests with the add-on active; HOST is a checkout
+# solo-learn's own tests with the add-on active; HOST is a checkout. One of them draws a UMAP
 test-hosts: install
+	$(BIN)/python -m pip install --quiet --editable '.[umap]'
 	$(BIN)/python studies/host_suite.py $(HOST)
 
 lint: install
