@@ -19,9 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
 
 
-def _progress(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{done} of {total} images", end="\n" * (done == total), file=sys.stderr)
+def _rewrite(done: int, total: int) -> None:
+    print(f"\r{done} of {total} images", end="\n" * (done == total), file=sys.stderr)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from iecl_solo.evaluate.load import read_pretrained
     from iecl_solo.quiet import quiet
     from iecl_solo.solo.host import find_host
+    from iecl_solo.train.callbacks.terminal import EachMinute
 
     for name, least in (("batch_size", 1), ("num_workers", 0)):
         if (value := getattr(args, name)) < least:
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
             batch_size=args.batch_size,
             num_workers=args.num_workers,
             device=device,
-            progress=_progress,
+            progress=_rewrite if sys.stderr.isatty() else EachMinute("images"),
         )
     print(f"features: {to} ({count} images, {size} features each)")
     return 0

@@ -7,7 +7,7 @@ DINOv2 (Oquab et al. 2023, arXiv 2304.07193, section 7.4).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +189,7 @@ def dense_miou(
     *,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> float:
     """Mean over classes of intersection over union on the test masks, in per cent.
 
@@ -199,6 +200,7 @@ def dense_miou(
         protocol: how it is trained.
         seed: of its initial weights and of the order of the images.
         device: where to compute.
+        progress: told how many epochs are done, and of how many.
 
     Raises:
         IECLError: where the masks hold fewer than two classes.
@@ -233,6 +235,7 @@ def dense_miou(
             loss.backward()
             optimizer.step()
             schedule.step()
+        progress(epoch + 1, protocol.max_epochs)
     # a class that only the test masks have is one that is never hit
     told = truth[truth != IGNORED]
     total = max(classes, int(told.max()) + 1 if len(told) else 0)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from iecl_solo.errors import IECLError, unknown_name
 
@@ -22,12 +21,14 @@ _EPSILON = 1e-5
 
 @torch.no_grad()
 def extract_features(
-    network: nn.Module, loader: DataLoader, device: torch.device | str = "cpu"
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
     """Features (N, d) and labels (N,) of a loader, on the CPU; the network in eval mode."""
     network = network.to(device).eval()
     features, labels = [], []
-    for images, targets in loader:
+    for images, targets in batches:
         features.append(network(images.to(device)).float().cpu())
         labels.append(targets)
     return torch.cat(features), torch.cat(labels)

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from omegaconf import DictConfig
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -60,6 +61,7 @@ from iecl_solo.solo.host import Host, find_host
 from iecl_solo.solo.settings import prepare_linear, sources, without_labels
 from iecl_solo.solo.shards import FORMATS, open_shards
 from iecl_solo.solo.wrapper import objectives
+from iecl_solo.train.callbacks.terminal import EachMinute
 from iecl_solo.train.fit import trainer_arguments
 from iecl_solo.train.logs import read_monitor
 from iecl_solo.train.run import Run, versions
@@ -146,9 +148,9 @@ class _Evaluation:
         )
 
     def _features(self, dataset: Any) -> Labelled:
-        return extract_features(
-            self.backbone, evaluation_loader(dataset, 256, self.cfg.data.num_workers), device()
-        )
+        loader = evaluation_loader(dataset, 256, self.cfg.data.num_workers)
+        batches = EachMinute(f"{self.cfg.name}  batches for their features").over(loader)
+        return extract_features(self.backbone, batches, device())
 
     def _config(self, protocol: Any) -> tuple[DictConfig, dict[str, Any]]:
         known = "torchvision" in self.data  # which the host cannot count the classes of
@@ -163,6 +165,25 @@ class _Evaluation:
             "check_val_every_n_epoch": linear.max_epochs,  # only the last one counts
         }
         return linear, arguments
+
+    def _host_accuracy(
+        self,
+        backbone: nn.Module,
+        train: Dataset,
+        test: Dataset,
+        linear: DictConfig,
+        arguments: dict[str, Any],
+    ) -> tuple[float, float]:
+        """``linear_accuracy``, with a line a minute."""
+        pulse = EachMinute(f"{self.cfg.name}  epochs")
+
+        def tell_epoch(trainer: Trainer, module: LightningModule) -> None:
+            pulse(trainer.current_epoch + 1, linear.max_epochs)
+
+        callbacks: list[Callback] = [LambdaCallback(on_train_epoch_end=tell_epoch)]
+        return linear_accuracy(
+            linear, backbone, self.host, train, test, arguments, callbacks=callbacks
+        )
 
     def _probes(self, rates: Sequence[float], train: Labelled) -> Probes:
         """One linear layer a rate, all trained together on features."""
@@ -203,7 +224,7 @@ class _Evaluation:
             linear, arguments = self._config(protocol)
             linear.optimizer.lr *= best / protocol.lr[0]
             sets = self._datasets(augment=True)
-            top = linear_accuracy(linear, self.backbone, self.host, *sets, arguments)
+            top = self._host_accuracy(self.backbone, *sets, linear, arguments)
         else:
             (top,) = self._on_features([best], self.train, self.test)
         return {"linear_acc1": top[0], "linear_acc5": top[1], "linear_lr": best}
@@ -238,7 +259,8 @@ class _Evaluation:
         }
         names = protocol.corruptions or list(CORRUPTIONS)
         found: dict[str, list[float]] = {}
-        for name, severity in itertools.product(names, protocol.severities):
+        pulse = EachMinute(f"{self.cfg.name}  corruptions")
+        for name, severity in pulse.over(list(itertools.product(names, protocol.severities))):
             shown = self._features(Subset(corrupted(self.test_set, name, severity), rows))
             scores = {"knn_acc1": knn_accuracy(self.train, shown, k=k, **options)[0]}
             if probes is not None:
@@ -272,7 +294,7 @@ class _Evaluation:
             rows = rows[:-1]  # batch norm cannot train on a batch of one image
         train = Subset(self._datasets(augment=True)[0], rows)
         backbone = load_backbone(self.pretrained, self.host)  # it is changed
-        return linear_accuracy(linear, backbone, self.host, train, test, arguments)[0]
+        return self._host_accuracy(backbone, train, test, linear, arguments)[0]
 
 
 def file_names(dataset: Any, root: str) -> list[str]:
@@ -424,7 +446,8 @@ def dense(pretrained: Pretrained, host: Host, protocol: DenseProtocol) -> float:
     shown = square(evaluation_transform(host, cfg.data.dataset, size), size)
     sets = masked_sets(protocol, shown, size)
     backbone = load_backbone(pretrained, host)
-    return dense_miou(backbone, *sets, protocol, seed=cfg.seed, device=device())
+    pulse = EachMinute(f"{cfg.name}  epochs of the dense probe")
+    return dense_miou(backbone, *sets, protocol, seed=cfg.seed, device=device(), progress=pulse)
 
 
 def evaluate(run: Run, protocol: EvaluationConfig) -> dict[str, float]:
@@ -482,6 +505,7 @@ def evaluate(run: Run, protocol: EvaluationConfig) -> dict[str, float]:
             found = {k: v for k, v in found.items() if not k.endswith("_acc5")}
         metrics |= {f"{k}/{name}" if name else k: v for k, v in found.items()}
     if "dense_miou" in protocol.measures:
+        print(f"{cfg.name}  dense probe", flush=True)
         metrics["dense_miou"] = dense(pretrained, host, protocol.dense)
     torch.manual_seed(cfg.seed)  # the same views for a baseline and its variant
     model = load_method(pretrained, host)

@@ -35,6 +35,7 @@ from iecl_solo.solo.checkpoint import read_checkpoint
 from iecl_solo.solo.data import evaluation_transform
 from iecl_solo.solo.registry import complete_objective
 from iecl_solo.solo.settings import prepare_pretrain
+from iecl_solo.train.callbacks import terminal
 from iecl_solo.train.complete import complete
 from iecl_solo.train.fit import fit, pretrain
 from iecl_solo.train.run import Run
@@ -210,7 +211,7 @@ def test_embed_any_folder_of_images(compared: Path, tmp_path: Path, monkeypatch,
         if len(seen) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("iecl_solo.cli.embed._progress", stop)
+    monkeypatch.setattr(terminal, "EachMinute", lambda what: stop)
     again = [*common, "--batch-size", "2", "--to", f"{tmp_path}/g.npy"]
     assert main(again) == 130 and not (tmp_path / "g.npy").exists()
     (parts,) = tmp_path.glob("g.npy.*.parts")

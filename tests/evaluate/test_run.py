@@ -19,6 +19,7 @@ from iecl_solo.evaluate.protocol import EvaluationConfig
 from iecl_solo.evaluate.run import evaluate, view_features
 from iecl_solo.files import read_json
 from iecl_solo.solo.config import parse_block
+from iecl_solo.train.callbacks import terminal
 from iecl_solo.train.fit import pretrain
 from iecl_solo.train.run import Run
 
@@ -76,6 +77,15 @@ def test_with_labels_they_are_there_where_asked(labelled: Run):
     gallery = read_gallery(labelled.folder)
     assert gallery is not None and set(gallery.labels) == {0, 1, 2}
     assert len(gallery.before) == 0  # the host's own method has no transform
+
+
+def test_a_long_evaluation_says_how_far_it_is(
+    labelled: Run, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(terminal, "BETWEEN", 0.0)
+    evaluate(labelled, _protocol(linear={"max_epochs": 3, "augment": True}))
+    first, second = [line for line in capsys.readouterr().out.splitlines() if "epochs" in line]
+    assert "  epochs  1 of 3  " in first and "  epochs  2 of 3  " in second
 
 
 def test_views_are_seeded_and_of_one_image_each(labelled: Run):

@@ -44,6 +44,18 @@ def test_a_terminal_breaks_lines_between_words(
     assert broken == ["a  trained in 50 s  class_loss 2.267", "nce_loss 4.427  acc1 17.057"]
 
 
+def test_long_work_says_each_minute_how_far_it_is(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    now = 0.0
+    monkeypatch.setattr(terminal.time, "perf_counter", lambda: now)
+    for seconds in (25.0, 5.0):  # an item
+        for _ in terminal.EachMinute("simclr  epochs").over(range(6)):
+            now += seconds
+    # after 75 s; 150 s is the end, whose result says it
+    assert capsys.readouterr().out == "simclr  epochs  3 of 6  1 min 15 s left\n"
+
+
 def test_a_run_that_ends_in_its_warmup_says_so(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):

@@ -6,7 +6,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,7 +17,7 @@ from rich.text import Text
 
 from iecl_solo.solo.registry import shown_terms
 
-#: Seconds between two lines within an epoch, where there is no bar; and where there is one.
+#: Seconds between two lines within long work, where there is no bar; and where there is one.
 BETWEEN, OF_BAR = 60.0, 0.5
 
 
@@ -44,6 +44,32 @@ def tell(line: str) -> None:
         width = shutil.get_terminal_size().columns
         line = textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
     print(line, flush=True)
+
+
+class EachMinute:
+    """A line a minute on long work: how much is done, and how long the rest takes at its pace.
+
+    Args:
+        what: the work, as the line begins.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self._began = self._line = time.perf_counter()
+
+    def __call__(self, done: int, total: int) -> None:
+        """So many of the work's steps are done."""
+        now = time.perf_counter()
+        if now - self._line >= BETWEEN and done < total:
+            self._line = now
+            left = (now - self._began) / done * (total - done)
+            tell(f"{self.what}  {done} of {total}  {duration(left)} left")
+
+    def over(self, items: Any) -> Iterator[Any]:
+        """The items of something that has a length, a step each."""
+        for i, item in enumerate(items, 1):
+            yield item
+            self(i, len(items))
 
 
 def figures(logged: dict[str, Any], *, labelled: bool, ending: str = "_epoch") -> str:
