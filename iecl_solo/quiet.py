@@ -11,9 +11,14 @@ from contextlib import contextmanager
 _ANNOUNCE = ("lightning", "lightning.pytorch", "lightning.fabric")
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not so the host's warning, once a model, of what a resumed run of ours does not have."""
+    return "might generate issues when resuming" not in record.getMessage()
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence deprecations in solo-learn and its libraries, and Lightning's announcements.
+    """Silence deprecations in solo-learn and its libraries, and announcements of no use.
 
     Within the block alone, and of named loggers alone. Lightning sets its loggers' levels when it
     is imported, so import it before.
@@ -25,13 +30,15 @@ def quiet() -> Iterator[None]:
     True
     """
     loggers = [logging.getLogger(name) for name in _ANNOUNCE]
-    before = [logger.level for logger in loggers]
+    before, root = [logger.level for logger in loggers], logging.getLogger()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.ERROR)
+        root.addFilter(_is_news)
         try:
             yield
         finally:
             for logger, level in zip(loggers, before, strict=True):
                 logger.setLevel(level)
+            root.removeFilter(_is_news)

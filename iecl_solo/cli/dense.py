@@ -27,12 +27,12 @@ def run(args: argparse.Namespace) -> int:
     from iecl_solo.solo.host import find_host
     from iecl_solo.train.run import versions
 
-    quiet()
     given = {"root": args.root, "torchvision": args.torchvision, "size": args.size}
     given |= {"max_epochs": args.epochs, "lr": args.lr}
     protocol = DenseProtocol(**{k: v for k, v in given.items() if v is not None})
     host, pretrained = find_host(), read_pretrained(args.checkpoint)
-    found = dense(pretrained, host, protocol)
+    with quiet():
+        found = dense(pretrained, host, protocol)
     result = pretrained.path.parent / "dense.json"
     about = {"protocol": vars(protocol), "versions": versions(host)}
     write_json(result, {"dense_miou": found, **about})
