@@ -39,10 +39,9 @@ GOOD = {
 def finished_rows(path: Path) -> list[dict[str, Any]]:
     """The finished rows of a benchmark's folder, or of its rows.csv."""
     if path.is_file():
-        rows = read_rows(path)[1]
-    else:
-        inside = path / STORE
-        rows = Store(inside if inside.is_dir() else path, create=False).rows()
+        return read_rows(path)[1]
+    inside = path / STORE
+    rows = Store(inside if inside.is_dir() else path, create=False).rows()
     return [row for row in rows if row["status"] == "done"]
 
 

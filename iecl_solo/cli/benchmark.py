@@ -173,14 +173,21 @@ def _launch(
 
 
 def _show_measures(results: Results) -> None:
-    """Mean and 95 % interval of each measure, arms across; the differences are on the page."""
+    """Mean and 95 % interval of each measure; the differences are on the page.
+
+    Arms across, or down where they are more than the measures: thirteen do not fit side by side.
+    """
     table = overview_table(results, results.measures)
+    shown = slice(1 + len(results.arms))
+    lines = [table.head[shown], *([cell.text for cell in row[shown]] for row in table.rows)]
+    down = len(results.arms) > max(4, len(results.measures))
+    (first, *others), *rows = zip(*lines, strict=True) if down else lines
     view = Table(title="mean [95 % interval]", title_justify="left")
-    for name in table.head[: 1 + len(results.arms)]:
-        of_arm = name in results.arms
-        view.add_column(name, justify="right" if of_arm else "left", no_wrap=of_arm)
-    for row in table.rows:
-        view.add_row(*(cell.text for cell in row[: 1 + len(results.arms)]))
+    view.add_column("" if down else first)
+    for name in others:
+        view.add_column(name, justify="right", no_wrap=not down)
+    for row in rows:
+        view.add_row(*row)
     _print(view)
 
 

@@ -149,3 +149,13 @@ def test_the_study_ranks_runs_by_each_measures_own_direction():
     assert table["rho"].to_dict() == pytest.approx(dict.fromkeys(table.index, 1.0))
     with pytest.raises(IECLError, match="label_free"):
         study["ranking"]([{"data": "a", "metrics": {"knn_acc1": 1.0}}])
+
+
+def test_the_ranking_of_docs_runs_is_that_of_its_rows():
+    docs = Path(__file__).parents[2] / "docs"
+    study = runpy.run_path(str(docs.parent / "studies" / "label_free_ranking.py"))
+    table = study["ranking"](study["finished_rows"](docs / "rows" / "methods_digits.csv"))
+    page = (docs / "runs.md").read_text()
+    for name, measure in (("RankMe", "rankme"), ("LiDAR", "lidar"), ("uniformity", "uniformity")):
+        (row,) = table[table["measure"] == measure].to_dict("records")
+        assert f"| {row['runs']} | {name} | {row['rho']:.2f} | {row['p']:.2f} |" in page

@@ -20,8 +20,9 @@ import yaml
 from lightning.pytorch import seed_everything
 from omegaconf import OmegaConf
 from support import HOST
+from support_report import make_store
 
-from iecl_solo.cli.benchmark import check, take_gpu
+from iecl_solo.cli.benchmark import check, show, take_gpu
 from iecl_solo.cli.main import main
 from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.protocol import EvaluationConfig
@@ -30,6 +31,7 @@ from iecl_solo.experiments.cost import Step, interleaved, measure_cost
 from iecl_solo.experiments.grid import cells, configuration, read_benchmark
 from iecl_solo.experiments.store import STORE, Store, read_rows
 from iecl_solo.order import seed_all
+from iecl_solo.report.results import read
 from iecl_solo.solo.build import build_model
 from iecl_solo.solo.config import plain
 from iecl_solo.solo.data import pretrain_loader
@@ -178,6 +180,18 @@ def test_a_report_of_a_csv_alone(local: Path, tmp_path: Path, capsys):
         "report.html",
         "rows.csv",
     ]
+
+
+@pytest.mark.parametrize("count", [2, 13])
+def test_its_table_is_read_with_few_arms_and_with_many(count, tmp_path, capsys):
+    arms = {f"method_number_{i}": {"method": "simclr"} for i in range(count)}
+    show(read(make_store(tmp_path, arms=arms, measures=["knn_acc1", "linear_acc1"])))
+    said = capsys.readouterr().out
+    table = [line for line in said.splitlines() if line.startswith(("│", "┃"))]
+    names = [*arms, "k-NN top-1 (%)", "linear probe top-1 (%)"]
+    assert all(any(name in line for line in table) for name in names) and "…" not in said
+    # the longer side is down
+    assert len(table) == (1 + count if count > 2 else 3)
 
 
 def test_it_says_which_cell_how_long_and_what_came_out(local: Path, images: Path, tmp_path, capsys):
