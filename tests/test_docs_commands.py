@@ -77,7 +77,7 @@ RUN = "demo/runs/iecl_simclr/iecl_simclr"
 #: What a placeholder stands for, in the reader's folder; after an option it may be another thing.
 PLACEHOLDERS = {
     "--images DIR": "--images datasets/digits/test",
-    "--to FOLDER": "--to figures",
+    "--to FOLDER": f"--to {RUN}/inspect",
     "CHECKOUT": "checkout",
     "KEY=A,B,C": "seed=1,2",
     "DATA": "datasets",
@@ -141,7 +141,7 @@ PRODUCTS = {
     "digits": "datasets/digits/t*/*/*.png",
     "embed": "FILE.*",
     "export": "FILE.safetensors",
-    "inspect": "**/inspect.json",
+    "inspect": f"{RUN}/inspect/inspect.json",
     "knn": f"{RUN}/knn.json",
     "linear": f"{RUN}/linear.json",
     "pretrain": "own/runs/*/*/result.json",

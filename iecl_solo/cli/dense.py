@@ -30,8 +30,8 @@ def run(args: argparse.Namespace) -> int:
     given = {"root": args.root, "torchvision": args.torchvision, "size": args.size}
     given |= {"max_epochs": args.epochs, "lr": args.lr}
     protocol = DenseProtocol(**{k: v for k, v in given.items() if v is not None})
-    host, pretrained = find_host(), read_pretrained(args.checkpoint)
     with quiet():
+        host, pretrained = find_host(), read_pretrained(args.checkpoint)
         found = dense(pretrained, host, protocol)
     result = pretrained.path.parent / "dense.json"
     about = {"protocol": vars(protocol), "versions": versions(host)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import runpy
 from itertools import combinations
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from scipy.linalg import eigh
 from scipy.stats import linregress
+from support import script
 from torch import Tensor
 
 from iecl_solo.errors import IECLError
@@ -24,6 +24,8 @@ from iecl_solo.evaluate.label_free import (
     rankme,
     uniformity,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.float64])
@@ -132,8 +134,7 @@ def test_one_view_is_refused(measure):
 
 
 def test_the_study_ranks_runs_by_each_measures_own_direction():
-    path = Path(__file__).parents[2] / "studies" / "label_free_ranking.py"
-    study = runpy.run_path(str(path))
+    study = script(ROOT / "studies/label_free_ranking.py")
     better = {"rankme": 1, "alpha_req": -1, "uniformity": -1, "alignment": -1}
     rows = [
         {"data": "a", "metrics": {"knn_acc1": i, **{k: 1 + i * s for k, s in better.items()}}}
@@ -144,18 +145,17 @@ def test_the_study_ranks_runs_by_each_measures_own_direction():
         for r in rows
     ]
     rows[0]["metrics"]["alpha_req"] = -3.0  # as far from 1 on the other side
-    table = study["ranking"](rows).set_index("measure")
+    table = study.ranking(rows).set_index("measure")
     assert (table["runs"] == 6).all()
     assert table["rho"].to_dict() == pytest.approx(dict.fromkeys(table.index, 1.0))
     with pytest.raises(IECLError, match="label_free"):
-        study["ranking"]([{"data": "a", "metrics": {"knn_acc1": 1.0}}])
+        study.ranking([{"data": "a", "metrics": {"knn_acc1": 1.0}}])
 
 
 def test_the_ranking_of_docs_runs_is_that_of_its_rows():
-    docs = Path(__file__).parents[2] / "docs"
-    study = runpy.run_path(str(docs.parent / "studies" / "label_free_ranking.py"))
-    table = study["ranking"](study["finished_rows"](docs / "rows" / "methods_digits.csv"))
-    page = (docs / "runs.md").read_text()
+    study = script(ROOT / "studies/label_free_ranking.py")
+    table = study.ranking(study.finished_rows(ROOT / "docs/rows/methods_digits.csv"))
+    page = (ROOT / "docs/runs.md").read_text()
     for name, measure in (("RankMe", "rankme"), ("LiDAR", "lidar"), ("uniformity", "uniformity")):
         (row,) = table[table["measure"] == measure].to_dict("records")
         assert f"| {row['runs']} | {name} | {row['rho']:.2f} | {row['p']:.2f} |" in page
