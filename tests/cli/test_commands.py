@@ -150,8 +150,10 @@ def test_inspect_has_a_delta_h_where_the_monitor_had_no_time(
     monitor.drop(columns=["delta_h", *names]).assign(delta_h_images=0).to_csv(
         run / "monitor.csv", index=False
     )
-    assert main(["inspect", str(run), "--images", "8"]) == 0
+    asked = ["inspect", str(run), "--images", "8", "--to", str(tmp_path / "figures")]
+    assert main(asked) == 0
     assert "delta_h_isotropic" in capsys.readouterr().out
+    assert (tmp_path / "figures/inspect.json").is_file()
 
 
 def test_linear_takes_data_size_and_learning_rate_of_the_run(compared: Path, capsys):
