@@ -54,6 +54,12 @@ def test_long_work_says_each_minute_how_far_it_is(
             now += seconds
     # after 75 s; 150 s is the end, whose result says it
     assert capsys.readouterr().out == "simclr  epochs  3 of 6  1 min 15 s left\n"
+    resumed = terminal.EachMinute("images")
+    for done in range(1010, 1060, 10):  # 1,000 are an earlier call's
+        now += 25
+        resumed(done, 2000)
+    # two after 25 s and 50 s, the line after 75 s: 20 images in 50 s
+    assert capsys.readouterr().out == "images  1030 of 2000  40 min 25 s left\n"
 
 
 def test_a_run_that_ends_in_its_warmup_says_so(

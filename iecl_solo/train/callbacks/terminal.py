@@ -49,20 +49,26 @@ def tell(line: str) -> None:
 class EachMinute:
     """A line a minute on long work: how much is done, and how long the rest takes at its pace.
 
+    The pace is counted from the first report on: what an earlier call did is no part of it.
+
     Args:
         what: the work, as the line begins.
     """
 
     def __init__(self, what: str) -> None:
         self.what = what
-        self._began = self._line = time.perf_counter()
+        self._line = time.perf_counter()
+        self._first: tuple[float, int] | None = None  # when, and how much was done
 
     def __call__(self, done: int, total: int) -> None:
         """So many of the work's steps are done."""
         now = time.perf_counter()
-        if now - self._line >= BETWEEN and done < total:
+        if self._first is None:
+            self._first = now, done
+        elif now - self._line >= BETWEEN and done < total:
             self._line = now
-            left = (now - self._began) / done * (total - done)
+            began, before = self._first
+            left = (now - began) / (done - before) * (total - done)
             tell(f"{self.what}  {done} of {total}  {duration(left)} left")
 
     def over(self, items: Any) -> Iterator[Any]:
