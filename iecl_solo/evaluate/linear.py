@@ -50,8 +50,9 @@ def linear_accuracy(
     )
     trainer.fit(
         model,
-        evaluation_loader(train, batch, workers, shuffle=True),
-        evaluation_loader(test, batch, workers),
+        # an epoch of a head is short: to begin workers anew takes longer than it on few images
+        evaluation_loader(train, batch, workers, shuffle=True, persistent_workers=True),
+        evaluation_loader(test, batch, workers, persistent_workers=True),
     )
     logged = trainer.callback_metrics
     return float(logged["val_acc1"]), float(logged["val_acc5"])

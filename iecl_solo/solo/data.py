@@ -244,7 +244,12 @@ def evaluation_datasets(
 
 
 def evaluation_loader(
-    dataset: Dataset, batch_size: int, num_workers: int, *, shuffle: bool = False
+    dataset: Dataset,
+    batch_size: int,
+    num_workers: int,
+    *,
+    shuffle: bool = False,
+    persistent_workers: bool = False,
 ) -> DataLoader:
     """A loader that leaves no image out."""
     return SteadyLoader(
@@ -253,6 +258,7 @@ def evaluation_loader(
         shuffle=shuffle,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
+        persistent_workers=persistent_workers and num_workers > 0,
     )
 
 

@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -105,19 +106,24 @@ def test_second_compare_trains_nothing(compared: Path, images: Path, capfd):
     assert capfd.readouterr().out.count("trained already") == 2
 
 
-def test_linear_and_knn_of_a_run(compared: Path, images: Path, capsys):
+def test_linear_and_knn_of_a_run(compared: Path, images: Path, capsys, monkeypatch):
     run = compared / "runs/iecl_simclr/iecl_simclr"
     assert main(["knn", "--config-name", "default", f"pretrained_feature_extractor={run}"]) == 0
     # all of its own training images vote with one neighbour: each finds itself
     assert "k-NN (cosine, k 1, T 0.07): top-1 100.00 %" in capsys.readouterr().out
     linear = [
         *("linear", "--config-name", "digits", f"pretrained_feature_extractor={run}"),
-        *(f"data.train_path={images}", f"data.val_path={images}", "max_epochs=1"),
+        *(f"data.train_path={images}", f"data.val_path={images}", "max_epochs=2"),
         *("backbone.name=timm/test_resnet", "~backbone.kwargs", "name=probe"),
+        *("scheduler.lr_decay_steps=[1]", "data.num_workers=1"),
     ]
+    started = []
+    start = BaseProcess.start
+    monkeypatch.setattr(BaseProcess, "start", lambda self: (started.append(self), start(self))[1])
     assert main(linear) == 0
+    assert len(started) == 2  # one worker that trains and one that tests, in whatever many epochs
     result = json.loads((run / "probe.json").read_text())
-    assert 0 <= result["acc1"] <= 100 and result["settings"]["max_epochs"] == 1
+    assert 0 <= result["acc1"] <= 100 and result["settings"]["max_epochs"] == 2
 
 
 def test_inspect_measures_and_draws(compared: Path, capsys):
