@@ -1,0 +1,54 @@
+"""The figures of docs/results.md are those of the rows that are committed beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from iecl_solo.experiments.store import read_rows
+from iecl_solo.report.statistics import paired_difference
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def written(values: pd.Series, baseline: pd.Series | None) -> list[str]:
+    """The cells of a table for an arm's values by seed: they, and their difference."""
+    cells = [", ".join(f"{value:.2f}" for value in values)]
+    if baseline is None:
+        return cells
+    difference = paired_difference(values, baseline[values.index])
+    cells.append(f"{difference.mean:+.1f}")
+    if difference.n > 1:
+        cells[-1] += f" ({difference.low:+.1f} to {difference.high:+.1f}), p {difference.p:.2g}"
+    return cells
+
+
+@pytest.mark.parametrize(
+    ("study", "section", "baseline", "measures"),
+    [
+        ("input_entropy", "The study of the input terms", "none", ("knn_acc1", "linear_acc1")),
+        (
+            *("drawings", "A second data set", "simclr"),
+            ("knn_acc1", "linear_acc1", "same_object_recall_at_1", "dense_miou", "effective_rank"),
+        ),
+    ],
+)
+def test_tables_are_their_rows(study: str, section: str, baseline: str, measures: tuple[str, ...]):
+    page = (DOCS / "results.md").read_text().replace("−", "-").replace("**", "")
+    (text,) = (x for x in page.split("\n## ") if x.startswith(f"{section}\n"))
+    lines = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
+    rows = pd.DataFrame(
+        [
+            {"data": row["data"], "arm": row["arm"], "seed": row["seed"], **row["metrics"]}
+            for row in read_rows(DOCS / f"rows/{study}.csv")[1]
+        ]
+    )
+    rows = rows.set_index(["data", "arm", "seed"]).sort_index()
+    for data in rows.index.unique("data"):
+        for arm in rows.loc[data].index.unique("arm"):
+            for measure in measures:
+                without = None if arm == baseline else rows.loc[(data, baseline), measure]
+                cells = written(rows.loc[(data, arm), measure], without)
+                assert any(set(cells) <= set(line) for line in lines), (data, arm, measure, cells)
