@@ -57,19 +57,18 @@ class EachMinute:
 
     def __init__(self, what: str) -> None:
         self.what = what
-        self._line = time.perf_counter()
-        self._first: tuple[float, int] | None = None  # when, and how much was done
+        self._began = self._line = time.perf_counter()
+        self._before: int | None = None  # what was done at ``_began``
 
     def __call__(self, done: int, total: int) -> None:
         """So many of the work's steps are done."""
         now = time.perf_counter()
-        if self._first is None:
-            self._first = now, done
-        elif now - self._line >= BETWEEN and done < total:
+        if now - self._line >= BETWEEN and done < total:
             self._line = now
-            began, before = self._first
-            left = (now - began) / (done - before) * (total - done)
+            left = (now - self._began) / (done - (self._before or 0)) * (total - done)
             tell(f"{self.what}  {done} of {total}  {duration(left)} left")
+        if self._before is None:
+            self._began, self._before = now, done
 
     def over(self, items: Any) -> Iterator[Any]:
         """The items of something that has a length, a step each."""
