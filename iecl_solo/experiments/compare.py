@@ -203,8 +203,11 @@ def compare(cfg: DictConfig) -> Comparison:
         build_model(copy.deepcopy(own), host)  # both are refused before either is trained
         runs.append(Run(own))
         given.append(raw)
-    for raw in given:  # each in a process of its own, so that its peak memory is its own
-        in_processes(_train_and_evaluate, raw, asdict(protocol))
+    for run, raw in zip(runs, given, strict=True):
+        if run.result is None:  # in a process of its own, so that its peak memory is its own
+            in_processes(_train_and_evaluate, raw, asdict(protocol))
+        else:  # what is trained may still lack a measure
+            _train_and_evaluate(raw, asdict(protocol))
     carried, _ = split_method(both[1].method)
     # one baseline, and a report for each variant that is compared with it
     report = folder if carried == [OBJECTIVES[0].name] else folder / "_".join(carried)

@@ -299,6 +299,7 @@ def test_no_gpu_and_no_login_are_one_line(world: Path, monkeypatch, capfd):
         assert f"pip install 'iecl-solo[{name}]'" in capfd.readouterr().err
 
 
+@pytest.mark.any_host
 @pytest.mark.parametrize("key", [None, "0" * 40])
 def test_a_key_of_wandb_is_looked_up_without_its_server(key: str | None, tmp_path: Path):
     given = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}

@@ -254,6 +254,7 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.any_host
 def test_from_the_index(environment: Environment) -> None:
     mine = environment.packages / "tests" / "mine.py"
     mine.parent.mkdir()
@@ -271,6 +272,7 @@ def test_from_the_index(environment: Environment) -> None:
     mine.parent.rmdir()
 
 
+@pytest.mark.any_host
 def test_from_a_checkout(environment: Environment, checkout: Path) -> None:
     before = sorted(checkout.rglob("*"))
     setuptools = sorted(environment.packages.glob("setuptools*"))
@@ -284,6 +286,7 @@ def test_from_a_checkout(environment: Environment, checkout: Path) -> None:
     assert sorted(environment.packages.glob("setuptools*")) == setuptools
 
 
+@pytest.mark.any_host
 def test_a_checkout_needs_the_older_setuptools(environment: Environment, checkout: Path) -> None:
     """Without the constraint pip builds with today's setuptools, and setup.py fails."""
     done = environment.run("-m", "pip", "wheel", "--no-deps", str(checkout), "-w", str(checkout))
@@ -291,6 +294,7 @@ def test_a_checkout_needs_the_older_setuptools(environment: Environment, checkou
     assert "pkg_resources" in done.stdout + done.stderr
 
 
+@pytest.mark.any_host
 def test_github_without_a_network(environment: Environment) -> None:
     nowhere = "http://127.0.0.1:9"
     done = environment.install_host("github", https_proxy=nowhere, HTTPS_PROXY=nowhere)

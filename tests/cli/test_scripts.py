@@ -79,6 +79,7 @@ def test_hydra_finds_the_plugin(install: str, tmp_path: Path, request: pytest.Fi
     assert "method iecl_simclr True 0." in out
 
 
+@pytest.mark.any_host
 def test_regular_install_holds_all_it_needs(regular_install: Path, tmp_path: Path):
     code = (
         "import iecl_solo, iecl_solo.patches, iecl_solo.train.packaged as app;"

@@ -489,6 +489,7 @@ def toy(beta: float, steps: int = 120) -> tuple[float, float, float]:
     return entropy_bound(z, r).item(), coding_rate(z).item(), effective_rank(z).item()
 
 
+@pytest.mark.any_host
 def test_entropy_falls_as_beta_grows():
     results = [toy(beta) for beta in (0.0, 1.0, 10.0, 100.0)]
     bounds, rates, ranks = zip(*results, strict=True)
@@ -521,6 +522,7 @@ def rank_without_negatives(beta: float | None, steps: int = 600) -> float:
     return effective_rank(F.normalize(network(data), dim=1).detach()).item()
 
 
+@pytest.mark.any_host
 def test_default_beta_does_not_collapse_a_host_without_negatives():
     without = rank_without_negatives(0.0)
     assert rank_without_negatives(None) > 0.9 * without
@@ -552,6 +554,7 @@ result = [p.grad for p in both.parameters()], terms["coding_rate"].value
 """
 
 
+@pytest.mark.any_host
 def test_two_processes_give_the_gradient_of_one(tmp_path: Path):
     torch.manual_seed(0)
     climb = objective(beta=0.5, num_components=4)
@@ -584,6 +587,7 @@ result = marginal.logits.grad
 """
 
 
+@pytest.mark.any_host
 def test_two_processes_fit_one_prototype_marginal(tmp_path: Path):
     torch.manual_seed(0)
     scores = 3 * torch.randn(12, 4)

@@ -128,6 +128,7 @@ def _rank_after(iecl: IECL | None, beta_to_encoder: float = 0.0, steps: int = 80
         return effective_rank(F.normalize(net.eval()(photographs(256, seed=1)), dim=-1)).item()
 
 
+@pytest.mark.any_host
 def test_embeddings_do_not_collapse_under_the_kl_of_either_space() -> None:
     """What was: the gradient of the KL of embeddings, its anchor detached, in the encoder."""
     without = _rank_after(None)
@@ -161,6 +162,7 @@ result = {n: p.grad for n, p in both.module.named_parameters() if p.grad is not 
 """
 
 
+@pytest.mark.any_host
 @pytest.mark.parametrize("space", ["input", "embedding"])
 def test_two_processes_give_the_gradient_of_one(space: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -202,6 +204,7 @@ def test_both_measures_are_logged_in_nats_per_dimension() -> None:
     assert values["jacobian"] == pytest.approx(exact, abs=0.02)
 
 
+@pytest.mark.any_host
 @pytest.mark.parametrize("lr", [0.05, 1.0])
 def test_saib_is_trained_at_any_rate_of_the_hosts_optimizer(lr: float) -> None:
     """Without the clipping Delta H is -1 to -2 nats per dimension after as many steps."""
