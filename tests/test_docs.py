@@ -8,6 +8,7 @@ import doctest
 import importlib
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import iecl_solo.patches
@@ -32,7 +33,8 @@ MODULES = sorted(
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_run(name: str):
+def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where they leave what they write
     torch.manual_seed(0)  # what an example draws is not what the test before it left behind
     module = importlib.import_module(name)
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL
