@@ -116,6 +116,7 @@ PLANNED_ONLY = {
     "iecl-solo benchmark --config-name input_entropy": "a CPU's day on CIFAR-10",
     "iecl-solo benchmark --config-name methods": "a quarter of an hour; small_batch is run",
     "iecl-solo benchmark --config-name minc": "an hour; small_batch is run",
+    "iecl-solo benchmark --config-name small_batch preset=cpu": "a CPU's day on CIFAR-10",
     "iecl-solo benchmark --config-name views": "half an hour on CIFAR-10",
     "iecl-solo benchmark --config-name drawings": "hours of a CPU, and drawings that are not here",
     "iecl-solo benchmark --config-name throughput": "its figures want a quiet machine",

@@ -27,6 +27,10 @@ def written(values: pd.Series, baseline: pd.Series | None) -> list[str]:
 @pytest.mark.parametrize(
     ("study", "section", "baseline", "measures"),
     [
+        (
+            *("small_batch", "SimCLR and IE-CL on all of CIFAR-10", "simclr"),
+            ("knn_acc1", "linear_acc1", "online_acc1", "query_entropy", "effective_rank"),
+        ),
         ("input_entropy", "The study of the input terms", "none", ("knn_acc1", "linear_acc1")),
         (
             *("drawings", "A second data set", "simclr"),
