@@ -134,9 +134,8 @@ def test_two_processes_are_one(start: str, one: Path, world: Path, tmp_path: Pat
     assert out.count("checkpoint: ") == 1, out
     assert out.count("epoch 2/2") == 1, out
     assert_equal(one, tmp_path)
-    if start == "torchrun":  # where each process says for itself that there is nothing to do
-        again = started(start, command(world, tmp_path, *TWO))
-        assert "trained already" in again.communicate(timeout=240)[0]
+    again = started(start, command(world, tmp_path, *TWO))
+    assert "trained already" in again.communicate(timeout=240)[0]
 
 
 @pytest.mark.robust

@@ -69,7 +69,7 @@ class MyMethod(Method):
         return (large[0] - large[1]).pow(self.config.power).mean()
 """
 
-#: The one line, and then the commands: one that is refused, and one that is not.
+#: The one line, and then what is to be done.
 REGISTER = """
 import sys
 import iecl_solo.solo.registry as registry
@@ -77,11 +77,12 @@ from {module} import {name}
 registry.{where} += ({name},)
 {then}
 """
+#: Two commands as they were given: one that trains, and after a "--" one that is refused.
 COMMANDS = """
 from iecl_solo.cli.main import main
-bad = sys.argv.index("--")
-assert main([*sys.argv[1:bad], *sys.argv[bad + 1 :]]) == 2
-sys.exit(main(sys.argv[1:bad]))
+end = sys.argv.index("--")
+assert main(sys.argv[end + 1 :]) == 2
+sys.exit(main(sys.argv[1:end]))
 """
 
 
@@ -106,8 +107,10 @@ def written(folder: Path, images: Path, method: str, **overrides: object) -> lis
 def test_an_objective_is_its_file_and_one_line(tmp_path: Path, images: Path):
     (tmp_path / "pull.py").write_text(OBJECTIVE)
     program = REGISTER.format(module="pull", name="Pull", where="OBJECTIVES", then=COMMANDS)
-    command = [*written(tmp_path, images, "simclr"), "objectives=[pull,iecl]", "pull.weight=0.25"]
-    done = run(program, tmp_path, *command, "--", "pull.wieght=1")
+    command = written(tmp_path, images, "simclr")
+    good = [*command, "objectives=[pull,iecl]", "pull.weight=0.25"]
+    bad = [*command, "method=pull_simclr", "pull.wieght=1"]
+    done = run(program, tmp_path, *good, "--", *bad)
     assert done.returncode == 0, done.stderr
     assert "pull.wieght: did you mean 'weight'?" in done.stderr
     assert "pull_length" in done.stdout
@@ -125,8 +128,8 @@ def test_a_method_is_its_file_and_one_line(tmp_path: Path, images: Path):
     program = REGISTER.format(module="mine", name="MyMethod", where="WHOLE", then=COMMANDS)
     command = written(tmp_path, images, "my_method")
     given = ["++method_kwargs.kind=cube", "++method_kwargs.signed=true", "++method_kwargs.power=3"]
-    command += [*given, "objectives=[climb]"]
-    done = run(program, tmp_path, *command, "--", "++method_kwargs.powre=3")
+    good = [*command, *given, "objectives=[climb]"]
+    done = run(program, tmp_path, *good, "--", *command, "++method_kwargs.powre=3")
     assert done.returncode == 0, done.stderr
     assert "method_kwargs.powre: did you mean 'power'?" in done.stderr
     (folder,) = (tmp_path / "runs" / "climb_my_method").iterdir()
