@@ -200,13 +200,14 @@ def dense_miou(
         protocol: how it is trained.
         seed: of its initial weights and of the order of the images.
         device: where to compute.
-        progress: told how many epochs are done, and of how many.
+        progress: told how many epochs are done, and of how many; first of 0, once there are maps.
 
     Raises:
         IECLError: where the masks hold fewer than two classes.
     """
     maps, masks = _maps(backbone, train, device)
     shown, truth = _maps(backbone, test, device)
+    progress(0, protocol.max_epochs)  # the pace to tell is that of the epochs, not of the maps
     known = masks[masks != IGNORED]
     classes = int(known.max()) + 1 if len(known) else 0
     if classes < 2:

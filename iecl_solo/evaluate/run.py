@@ -117,12 +117,18 @@ def _own_data(cfg: DictConfig) -> dict[str, Any]:
 
 
 class _Evaluation:
-    """One run's backbone on one labelled data set."""
+    """One run's backbone on one labelled data set; ``name`` is empty for the run's own."""
 
     def __init__(
-        self, pretrained: Pretrained, host: Host, protocol: EvaluationConfig, data: dict[str, Any]
+        self,
+        pretrained: Pretrained,
+        host: Host,
+        protocol: EvaluationConfig,
+        data: dict[str, Any],
+        name: str = "",
     ) -> None:
         self.pretrained, self.host, self.protocol, self.data = pretrained, host, protocol, data
+        self.name = name
         self.cfg = pretrained.cfg
         self.backbone = load_backbone(pretrained, host)
         plain_train, self.test_set = self._datasets(augment=False)
@@ -284,6 +290,22 @@ class _Evaluation:
             scores = {rate: self._finetuned(rate, own, judged) for rate in rates}
             best = max(scores, key=scores.__getitem__)
         return self._finetuned(best, few, self.test_set)
+
+    def measures(self) -> dict[str, float]:
+        """Everything that the protocol asks for on any data set; ``corruptions`` is apart."""
+        protocol, about = self.protocol, f"{self.cfg.name}  {{}} {self.name}"
+        found = self.knn()
+        if "retrieval" in protocol.measures:
+            found |= self.retrieval()
+        if protocol.linear.max_epochs:
+            print(about.format("linear evaluation").rstrip(), flush=True)
+            found |= self.linear()
+        for fraction in protocol.finetune.fractions:
+            print(about.format(f"fine-tuning on {fraction:.0%}").rstrip(), flush=True)
+            found[f"finetune_{100 * fraction:g}_acc1"] = self.finetune(fraction)
+        if self.classes <= 5:  # it would be 100 %
+            found = {k: v for k, v in found.items() if not k.endswith("_acc5")}
+        return {f"{k}/{self.name}" if self.name else k: v for k, v in found.items()}
 
     def _finetuned(self, rate: float, rows: Sequence[int], test: Dataset) -> float:
         """Accuracy on a test set after training on some rows of the training set."""
@@ -450,6 +472,27 @@ def dense(pretrained: Pretrained, host: Host, protocol: DenseProtocol) -> float:
     return dense_miou(backbone, *sets, protocol, seed=cfg.seed, device=device(), progress=pulse)
 
 
+def evaluate_on(
+    pretrained: Pretrained, host: Host, protocol: EvaluationConfig, data: dict[str, Any]
+) -> dict[str, float]:
+    """What ``evaluate`` measures on a run's own data set, on another one; nothing is kept.
+
+    Args:
+        pretrained: the checkpoint.
+        host: the solo-learn in use.
+        protocol: of it ``corruptions`` and ``label_free`` do not count.
+        data: of one labelled data set, as ``protocol.datasets`` has them.
+
+    Returns:
+        Measures by name.
+    """
+    found = _Evaluation(pretrained, host, protocol, data).measures()
+    if "dense_miou" in protocol.measures:
+        print(f"{pretrained.cfg.name}  dense probe", flush=True)
+        found["dense_miou"] = dense(pretrained, host, protocol.dense)
+    return found
+
+
 def evaluate(run: Run, protocol: EvaluationConfig) -> dict[str, float]:
     """Measures of a finished run by name; kept beside it, and not computed twice.
 
@@ -482,28 +525,18 @@ def evaluate(run: Run, protocol: EvaluationConfig) -> dict[str, float]:
         metrics |= _label_free(cfg, host, backbone, features, protocol)
     sets = ({"": own} if labelled else {}) | plain(protocol.datasets)
     for name, data in sets.items():
-        evaluation = _Evaluation(pretrained, host, protocol, data)
+        evaluation = _Evaluation(pretrained, host, protocol, data, name)
         if not name:
             picture = _picture(evaluation.test_set)
             make_gallery(*evaluation.test, picture, changed).save(run.folder)
             if "label_free" in protocol.measures:
                 features = evaluation.test[0][: protocol.label_free.rank_images]
                 metrics |= _label_free(cfg, host, evaluation.backbone, features, protocol)
-        found = evaluation.knn()
-        if "retrieval" in protocol.measures:
-            found |= evaluation.retrieval()
+        found = evaluation.measures()
         if "corruptions" in protocol.measures and not name:
             print(f"{cfg.name}  corruptions", flush=True)
             found |= evaluation.corruptions(int(found["knn_k"]))
-        if protocol.linear.max_epochs:
-            print(f"{cfg.name}  linear evaluation {name}".rstrip(), flush=True)
-            found |= evaluation.linear()
-        for fraction in protocol.finetune.fractions:
-            print(f"{cfg.name}  fine-tuning on {fraction:.0%} {name}".rstrip(), flush=True)
-            found[f"finetune_{100 * fraction:g}_acc1"] = evaluation.finetune(fraction)
-        if evaluation.classes <= 5:  # it would be 100 %
-            found = {k: v for k, v in found.items() if not k.endswith("_acc5")}
-        metrics |= {f"{k}/{name}" if name else k: v for k, v in found.items()}
+        metrics |= found
     if "dense_miou" in protocol.measures:
         print(f"{cfg.name}  dense probe", flush=True)
         metrics["dense_miou"] = dense(pretrained, host, protocol.dense)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from support import HOST, raw_config
+from PIL import Image
+from support import HOST, image_folder, raw_config, script
 
 from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.gallery import make_gallery, read_gallery
@@ -17,12 +18,14 @@ from iecl_solo.evaluate.label_free import BETTER, label_free
 from iecl_solo.evaluate.load import load_backbone, read_pretrained
 from iecl_solo.evaluate.protocol import EvaluationConfig
 from iecl_solo.evaluate.run import evaluate, view_features
+from iecl_solo.experiments.store import STORE, Store
 from iecl_solo.files import read_json
 from iecl_solo.solo.config import parse_block
 from iecl_solo.train.callbacks import terminal
 from iecl_solo.train.fit import pretrain
 from iecl_solo.train.run import Run
 
+ROOT = Path(__file__).parents[2]
 PROTOCOL = {"linear": {"max_epochs": 2, "augment": False}, "label_free": {"images": 8, "views": 3}}
 
 
@@ -140,6 +143,48 @@ def test_retrieval_by_label_and_by_name(labelled: Run):
     found = evaluate(labelled, protocol)
     assert 0 <= found["recall_at_1"] <= found["recall_at_5"] <= 100
     assert 0 <= found["same_object_recall_at_1"] <= found["same_object_recall_at_5"] <= 100
+
+
+def test_runs_of_one_benchmark_are_judged_by_anothers_images(
+    labelled: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    given = image_folder(tmp_path / "made", images=24)
+    for part, artists in (("train", "ab"), ("test", "cd")):
+        for i, path in enumerate(sorted(given.rglob("*.png"))):
+            stem = Path(part, path.parent.name, f"{i // 2}_{artists[i % 2]}")
+            for root, suffix, mode in (
+                ("datasets/drawings", ".jpg", "RGB"),
+                ("masks", ".png", "1"),
+            ):
+                to = Path(root, stem).with_suffix(suffix)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                Image.open(path).convert(mode).save(to)
+    masks = script(ROOT / "studies/drawings_masks.py")
+    masks.write(Path("datasets/drawings"), Path("masks"), Path("datasets/drawings-dense"))
+    study, source = script(ROOT / "studies/carried_over.py"), Path("source")
+    shutil.copytree(labelled.folder, source / "runs/simclr/a")
+    store = Store(source / STORE)
+    store.begin({"name": "own", "axes": {}, "settings": {}})
+    row = {"data": "x", "arm": "simclr", "against": None, "method": "simclr", "axes": {}, "seed": 3}
+    for name in ("a", "failed"):
+        assert store.claim({"id": name, **row})
+    store.finish("a", {"knn_acc1": -1.0}, device="cpu", seconds=1.0, config={})
+    store.fail("failed", "of something")
+    (made,) = study.carry_over(source, "drawings", Path("to")).rows()
+    found = made["metrics"]
+    assert {"knn_acc1", "linear_acc1", "same_object_recall_at_1", "dense_miou"} <= set(found)
+    assert (made["id"], made["data"], made["seed"]) == ("a", "drawings", 3)
+    # as an evaluation of the run itself finds it, where that data set is one of its own
+    drawings = {"dataset": "custom", "train_path": "datasets/drawings/train"}
+    drawings["val_path"] = "datasets/drawings/test"
+    protocol = _protocol(knn={"k": [5, 10, 20, 50]}, datasets={"drawings": drawings})
+    assert evaluate(labelled, protocol)["knn_acc1/drawings"] == found["knn_acc1"]
+    # typed again, it makes nothing again
+    monkeypatch.setattr(study, "evaluate_on", None)
+    assert study.carry_over(source, "drawings", Path("to")).csv.is_file()
+    with pytest.raises(IECLError, match="did you mean 'drawings'"):
+        study.carry_over(source, "drawing", Path("to"))
 
 
 def test_corruptions_are_a_mean_of_the_named_ones(labelled: Run):

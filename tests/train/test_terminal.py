@@ -60,6 +60,11 @@ def test_long_work_says_each_minute_how_far_it_is(
         resumed(done, 2000)
     # two after 25 s and 50 s, the line after 75 s: 20 images in 50 s
     assert capsys.readouterr().out == "images  1030 of 2000  40 min 25 s left\n"
+    prepared = terminal.EachMinute("epochs")
+    for done in range(2):  # 300 s of preparation are no epoch's
+        now += 300 if not done else 70
+        prepared(done, 4)
+    assert capsys.readouterr().out == "epochs  1 of 4  3 min 30 s left\n"
 
 
 def test_a_run_that_ends_in_its_warmup_says_so(

@@ -61,11 +61,12 @@ class EachMinute:
         self._before: int | None = None  # what was done at ``_began``
 
     def __call__(self, done: int, total: int) -> None:
-        """So many of the work's steps are done."""
+        """So many of the work's steps are done; 0 where what came before them took time."""
         now = time.perf_counter()
-        if now - self._line >= BETWEEN and done < total:
+        new = done - (self._before or 0)
+        if now - self._line >= BETWEEN and new > 0 and done < total:
             self._line = now
-            left = (now - self._began) / (done - (self._before or 0)) * (total - done)
+            left = (now - self._began) / new * (total - done)
             tell(f"{self.what}  {done} of {total}  {duration(left)} left")
         if self._before is None:
             self._began, self._before = now, done
