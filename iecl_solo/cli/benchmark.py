@@ -131,6 +131,11 @@ def _fill(benchmark: BenchmarkConfig, store: Store) -> None:
     found = recover(benchmark, store)
     if found:
         print(f"{benchmark.name}: {found} rows made again of what the runs left", flush=True)
+    # an arm that was run by a command without its baseline did not know of it
+    compared = {cell.id: cell.against for cell in cells(benchmark) if cell.against is not None}
+    for row in store.rows():
+        if row["status"] == "done" and row["against"] != compared.get(row["id"], row["against"]):
+            store.put({**row, "against": compared[row["id"]]})
 
 
 def _waves(benchmark: BenchmarkConfig) -> tuple[list[Cell], list[Cell]]:

@@ -161,6 +161,19 @@ def test_lost_rows_are_made_again_of_the_runs(local: Path, images: Path, tmp_pat
     assert _trained(copy) == stamps
 
 
+def test_an_arm_that_ran_without_its_baseline_is_compared_with_it_later(
+    local: Path, images: Path, tmp_path: Path
+):
+    copy = _copy(local, tmp_path / "copy")
+    shutil.rmtree(copy / "out" / STORE)
+    whole = write(copy, grid(images))
+    alone = [*whole, "~arms.simclr"]
+    for command, expected in ((alone, None), (whole, "simclr"), (alone, "simclr")):
+        assert main(command) == 0
+        _, kept = read_rows(copy / "out/rows.csv")
+        assert {r["against"] for r in kept if r["arm"] == "iecl_simclr"} == {expected}
+
+
 def test_committed_rows_are_not_run_again(local: Path, images: Path, tmp_path: Path, capsys):
     lines = (local / "out" / "rows.csv").read_text().splitlines(keepends=True)
     (tmp_path / "kept.csv").write_text("".join(x for x in lines if "simclr-seed1" not in x))
