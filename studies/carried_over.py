@@ -1,6 +1,6 @@
 """What the backbones of one benchmark are worth on the images of another; none is trained again.
 
-    python studies/carried_over.py benchmark/small_batch drawings --to benchmark/carried_over
+    python studies/carried_over.py benchmark/small_batch-cpu drawings --to benchmark/carried_over
 
 Each finished run of the first benchmark is evaluated on the images, and by the protocol, of the
 packaged benchmark that is named second (``configs/benchmark/``). The rows are those of a benchmark,
