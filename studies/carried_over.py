@@ -49,6 +49,7 @@ def carry_over(source: Path, name: str, to: Path) -> Store:
     data = {"dataset": "custom", **plain(next(iter(config.data.values())).settings.data)}
     trained = Store(source / STORE, create=False)
     rows = [row for row in trained.rows() if row["status"] == "done"]
+    rows.sort(key=lambda row: row["against"] is not None)  # baselines first
     known, store, host = trained.meta(), Store(to / STORE), find_host()
     # of the rows: a benchmark's folder knows of its last command alone
     store.begin(

@@ -36,6 +36,10 @@ def written(values: pd.Series, baseline: pd.Series | None) -> list[str]:
             *("drawings", "A second data set", "simclr"),
             ("knn_acc1", "linear_acc1", "same_object_recall_at_1", "dense_miou", "effective_rank"),
         ),
+        (
+            *("carried_over", "CIFAR-10's backbones on the drawings", "simclr"),
+            ("knn_acc1", "linear_acc1", "same_object_recall_at_1", "dense_miou"),
+        ),
     ],
 )
 def test_tables_are_their_rows(study: str, section: str, baseline: str, measures: tuple[str, ...]):
