@@ -75,7 +75,7 @@ def carry_over(source: Path, name: str, to: Path) -> Store:
             continue
         pretrained = read_pretrained(source / "runs" / row["method"] / row["id"])
         found = evaluate_on(pretrained, host, protocol, data)
-        about = {name: row[name] for name in ("device", "seconds", "config")}
+        about = {key: row[key] for key in ("device", "seconds", "config")}
         store.finish(row["id"], found, versions=versions(host), **about)
         store.export()
     return store

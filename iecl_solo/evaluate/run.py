@@ -472,6 +472,15 @@ def dense(pretrained: Pretrained, host: Host, protocol: DenseProtocol) -> float:
     return dense_miou(backbone, *sets, protocol, seed=cfg.seed, device=device(), progress=pulse)
 
 
+def _dense_where_asked(
+    pretrained: Pretrained, host: Host, protocol: EvaluationConfig
+) -> dict[str, float]:
+    if "dense_miou" not in protocol.measures:
+        return {}
+    print(f"{pretrained.cfg.name}  dense probe", flush=True)
+    return {"dense_miou": dense(pretrained, host, protocol.dense)}
+
+
 def evaluate_on(
     pretrained: Pretrained, host: Host, protocol: EvaluationConfig, data: dict[str, Any]
 ) -> dict[str, float]:
@@ -487,10 +496,7 @@ def evaluate_on(
         Measures by name.
     """
     found = _Evaluation(pretrained, host, protocol, data).measures()
-    if "dense_miou" in protocol.measures:
-        print(f"{pretrained.cfg.name}  dense probe", flush=True)
-        found["dense_miou"] = dense(pretrained, host, protocol.dense)
-    return found
+    return found | _dense_where_asked(pretrained, host, protocol)
 
 
 def evaluate(run: Run, protocol: EvaluationConfig) -> dict[str, float]:
@@ -537,9 +543,7 @@ def evaluate(run: Run, protocol: EvaluationConfig) -> dict[str, float]:
             print(f"{cfg.name}  corruptions", flush=True)
             found |= evaluation.corruptions(int(found["knn_k"]))
         metrics |= found
-    if "dense_miou" in protocol.measures:
-        print(f"{cfg.name}  dense probe", flush=True)
-        metrics["dense_miou"] = dense(pretrained, host, protocol.dense)
+    metrics |= _dense_where_asked(pretrained, host, protocol)
     torch.manual_seed(cfg.seed)  # the same views for a baseline and its variant
     model = load_method(pretrained, host)
     metrics["query_entropy"] = query_entropy(model, host, pretrain_loader(cfg, host))
