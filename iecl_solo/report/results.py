@@ -185,11 +185,16 @@ class Results:
         runs = self.of(measure)
         return runs[(runs["setting"] == setting) & (runs["arm"] == arm)]["value"]
 
-    def differences(self, measure: str) -> pd.DataFrame:
-        """``difference_table`` of one measure, in the grid's order."""
-        table = difference_table(self.of(measure), ["setting"], difference_unit(measure))
-        order = table["arm"].map(self.arms.index) if len(table) else None
-        return table.assign(order=order).sort_values(["setting", "order"], ignore_index=True)
+    @cached_property
+    def differences(self) -> dict[str, pd.DataFrame]:
+        """``difference_table`` of each measure, in the grid's order."""
+        found = {}
+        for measure in self.measures:
+            table = difference_table(self.of(measure), ["setting"], difference_unit(measure))
+            order = table["arm"].map(self.arms.index) if len(table) else None
+            table = table.assign(order=order)
+            found[measure] = table.sort_values(["setting", "order"], ignore_index=True)
+        return found
 
     def axis_name(self, key: str) -> str:
         """The axis's last word, or its whole key where another ends alike."""

@@ -135,7 +135,7 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     """
     p = np.array(p_values, dtype=np.float64)
     told = np.isfinite(p)
-    if told.any():
+    if told.sum() > 1:
         p[told] = multipletests(p[told], alpha=ALPHA, method="holm")[1]
     return p
 

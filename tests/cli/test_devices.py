@@ -179,6 +179,7 @@ def test_a_run_says_that_negatives_are_of_one_process(images: Path, tmp_path: Pa
         assert not expected or apart[0].endswith("2 processes of 8 are not one of 16")
 
 
+@pytest.mark.robust
 @pytest.mark.any_host
 def test_a_cell_of_a_benchmark_on_two_devices(world: Path, tmp_path: Path):
     raw = yaml.safe_load((world / "two.yaml").read_text())
@@ -261,7 +262,9 @@ def test_a_rank_that_dies_ends_the_others_in_one_line(world: Path, tmp_path: Pat
 
 @pytest.mark.any_host
 @needs_proc
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGKILL, marks=pytest.mark.robust), signal.SIGTERM]
+)
 @pytest.mark.counts("faults injected")
 def test_compare_takes_its_training_with_it(number: signal.Signals, world: Path, tmp_path: Path):
     arguments = command(world, tmp_path, "max_epochs=2000", f"compare.dir={tmp_path / 'out'}")
@@ -274,6 +277,7 @@ def test_compare_takes_its_training_with_it(number: signal.Signals, world: Path,
     wait_for(lambda: not alive(child), 40)
 
 
+@pytest.mark.robust
 @pytest.mark.any_host
 @pytest.mark.counts("faults injected")
 def test_a_run_that_died_at_once_does_not_refuse_the_next(world: Path, tmp_path: Path):

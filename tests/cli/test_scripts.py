@@ -63,7 +63,7 @@ def regular_install(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-@pytest.mark.parametrize("install", ["editable", "regular"])
+@pytest.mark.parametrize("install", [pytest.param("editable", marks=pytest.mark.robust), "regular"])
 def test_hydra_finds_the_plugin(install: str, tmp_path: Path, request: pytest.FixtureRequest):
     """A script of the host's, which imports nothing of ours, has the methods and the configs."""
     path = [str(ROOT), str(SCRIPTS)]

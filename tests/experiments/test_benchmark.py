@@ -222,7 +222,7 @@ def test_it_says_which_cell_how_long_and_what_came_out(local: Path, images: Path
     assert "iecl_simclr" in table and "±" in table
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "ray"])
+@pytest.mark.parametrize("launcher", ["joblib", pytest.param("ray", marks=pytest.mark.robust)])
 def test_other_launchers_give_the_same_rows(
     local: Path, images: Path, tmp_path: Path, launcher: str
 ):
@@ -309,6 +309,7 @@ for i in 0 1 2 3; do echo "7_$i|RUNNING|here"; done
 """
 
 
+@pytest.mark.robust
 def test_slurm_gets_a_submission_for_each_cell(
     local: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -246,7 +246,7 @@ def test_one_seed_claims_nothing(tmp_path: Path):
 def test_two_seeds_claim_nothing_however_small_p_is(tmp_path: Path):
     store = make_store(tmp_path, arms=TWO, seeds=(0, 1), spread=1e-6)
     results = read(store)
-    assert results.differences("knn_acc1")["p"].max() < 0.01
+    assert results.differences["knn_acc1"]["p"].max() < 0.01
     assert answer(results).startswith("Not tested (2 seeds, too few to test): ")
 
 

@@ -261,6 +261,7 @@ print(host.name, type(model).__name__, model.rate, len(loader), model.told == ho
 """
 
 
+@pytest.mark.any_host
 def test_a_third_solo_learn_is_one_file(tmp_path: Path, images: Path):
     for name, text in SOLO.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

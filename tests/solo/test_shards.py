@@ -123,6 +123,7 @@ result = [epoch(0, 0, 0), epoch(1, 0, 0), epoch(1, 4, 2)]
 """
 
 
+@pytest.mark.any_host
 def test_two_ranks_see_each_image_once_also_after_a_resume(shards: dict[str, Any], tmp_path: Path):
     cfg = given(shards, tmp_path, data__shuffle_shards=4)
     one, two = in_two_processes(_PROGRAM, {"cfg": cfg}, tmp_path)

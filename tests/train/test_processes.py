@@ -18,6 +18,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.any_host
 @pytest.mark.counts("faults injected")
 def test_one_that_fails_ends_one_that_waits():
     start = time.monotonic()

@@ -70,6 +70,7 @@ def test_a_notice_before_the_first_step_asks_too(asked: list[str], monkeypatch: 
     assert asked == ["7_1"]
 
 
+@pytest.mark.any_host
 def test_a_notice_after_the_training_asks_too(asked: list[str], monkeypatch: pytest.MonkeyPatch):
     """The run's process, as of compare's evaluation, and the command that waits for it."""
     with pytest.raises(Stopped) as stopped:

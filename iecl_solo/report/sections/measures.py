@@ -49,7 +49,7 @@ def main_table(results: Results, measure: str) -> Table:
     arms = [arm for arm in results.arms if arm in set(runs["arm"])]
     cautions = {
         (row["setting"], row["arm"]): row["caution"]
-        for row in records(results.differences(measure))
+        for row in records(results.differences[measure])
     }
     summaries = {
         (i, arm): summarize(results.values(measure, i, arm)) for i in settings for arm in arms
@@ -109,7 +109,7 @@ def _difference(row: Mapping[str, Any]) -> Difference:
 
 def differences_table(results: Results, measure: str) -> Table:
     """Each arm minus its baseline, in pairs, with what the seeds can say of it."""
-    frame = results.differences(measure)
+    frame = results.differences[measure]
     tested = bool(frame["low"].notna().any())  # of one seed there is nothing to test
     rows = []
     for row in records(frame):
@@ -152,7 +152,7 @@ def differences_table(results: Results, measure: str) -> Table:
 
 def forest_pictures(results: Results, measure: str) -> list[Picture]:
     """The differences, drawn: in one panel, or in one a setting where they are many."""
-    frame = results.differences(measure)
+    frame = results.differences[measure]
     if len(frame) <= _FOREST:
         return [_forest(results, measure, frame, f"forest-{slug(measure)}", "")]
     return [
@@ -202,7 +202,7 @@ def measure_section(results: Results, measure: str) -> Section:
     """One measure: means, differences, forest plot."""
     tables: list[Table] = [main_table(results, measure)]
     pictures: list[Picture] = []
-    differences = results.differences(measure)
+    differences = results.differences[measure]
     if len(differences):
         tables.append(differences_table(results, measure))
     if differences["low"].notna().any():

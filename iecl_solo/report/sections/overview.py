@@ -18,7 +18,7 @@ def overview_table(results: Results, measures: Sequence[str]) -> Table:
     """Measures down; each arm's mean and 95 % t interval, and the paired differences, across."""
     pairs: dict[tuple[str, str], dict[str, Cell]] = {}
     for measure in measures:
-        for row in records(results.differences(measure)):
+        for row in records(results.differences[measure]):
             difference = Difference(*(row[k] for k in ("n", "mean", "sd", "low", "high", "p")))
             mean = number(measure, difference.mean, difference.sd, sign=True)
             ends = interval(measure, difference, sign=True)

@@ -109,7 +109,7 @@ def _heat_map(
     values: Sequence[tuple[float, int]],
     stem: str,
 ) -> list[Picture]:
-    frame = results.differences(measure)
+    frame = results.differences[measure]
     told = {(row["setting"], row["arm"]): row for row in records(frame)}
     diverging = any((i, arm) in told for _, i in values for arm in sweep.arms.values())
 
