@@ -37,8 +37,8 @@ _WITH_VALUE = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-dir",
 _NO_FILES = (
     "hydra.run.dir=.",
     "hydra.output_subdir=null",
-    "hydra/job_logging=disabled",
-    "hydra/hydra_logging=disabled",
+    "hydra/job_logging=none",  # "disabled" silences the user's own loggers, and leaves them so
+    "hydra/hydra_logging=none",
 )
 
 

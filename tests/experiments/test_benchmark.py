@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import re
@@ -135,7 +136,9 @@ def test_every_cell_of_the_grid_is_a_row(local: Path):
 
 def test_a_rerun_does_nothing(local: Path, images: Path, capsys: pytest.CaptureFixture[str]):
     before, stamp = rows(local), sorted(p.stat().st_mtime_ns for p in local.rglob("*.ckpt"))
+    users = logging.getLogger("users.of_a_benchmark")
     assert main(write(local, grid(images))) == 0
+    assert users.isEnabledFor(logging.WARNING)  # Hydra can silence the loggers that it finds
     assert "to run" not in capsys.readouterr().out
     pd.testing.assert_frame_equal(rows(local), before)
     assert sorted(p.stat().st_mtime_ns for p in local.rglob("*.ckpt")) == stamp
