@@ -29,7 +29,7 @@ demo: install
 test: install
 	$(PYTEST) $(TESTS)
 
-# what is too long for every change: faults, fuzzing
+# what is too long for every change: faults, fuzzing, other launchers
 test-robust: install
 	$(PYTEST) -m robust $(TESTS)
 
