@@ -312,16 +312,20 @@ from iecl_solo.train.checks import _logged_in
 print(_logged_in())
 {offline if key is None else ""}
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=kept | ({} if key is None else {"WANDB_API_KEY": key}),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(key is not None)]
-    assert "WARNING" not in done.stderr and "ERROR" not in done.stderr
+    out, errors = tmp_path / "out", tmp_path / "errors"
+    # no pipes: wandb's service holds them as long as it lives, and once it did not end
+    with out.open("w") as stdout, errors.open("w") as stderr:
+        code_of_exit = subprocess.call(
+            [sys.executable, "-c", code],
+            env=kept | ({} if key is None else {"WANDB_API_KEY": key}),
+            cwd=tmp_path,
+            stdout=stdout,
+            stderr=stderr,
+        )
+    said = errors.read_text()
+    assert code_of_exit == 0, said
+    assert out.read_text().split() == [str(key is not None)]
+    assert "WARNING" not in said and "ERROR" not in said
 
 
 def test_checkout_that_is_none_is_named(tmp_path: Path):

@@ -122,7 +122,12 @@ def one(world: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "start", ["module", "torchrun", pytest.param("console script", marks=pytest.mark.robust)]
+    "start",
+    [
+        "module",
+        pytest.param("torchrun", marks=pytest.mark.any_host),
+        pytest.param("console script", marks=pytest.mark.robust),
+    ],
 )
 def test_two_processes_are_one(start: str, one: Path, world: Path, tmp_path: Path):
     if not Path(STARTS[start][0]).is_file():

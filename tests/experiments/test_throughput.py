@@ -84,6 +84,11 @@ def test_start_of_a_command(images: Path):
     out = throughput._start(cfg, "batched", HOST, 1)
     assert 0.5 < out["startup_seconds"] < 300
     assert 2**26 < out["resident_bytes"] < 2**34
+
+
+@pytest.mark.robust
+def test_start_of_a_command_that_is_refused(images: Path):
+    cfg: Any = config("simclr", images).__class__(raw_config("simclr", images))
     cfg.method = "simclear"
     with pytest.raises(IECLError, match=r"throughput: .*simclear"):
         throughput._start(cfg, "batched", HOST, 1)
