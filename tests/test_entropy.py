@@ -690,10 +690,10 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 @pytest.mark.parametrize("name", IN_BLOCKS)
 def test_memory_does_not_grow_with_the_square_of_the_batch(name):
-    """At B = 8,192 one (B, B) matrix is 256 MiB, and a value and gradient hold three or more."""
-    command = [sys.executable, "-c", MEMORY, name, "8192"]
+    """At B = 12,288 one (B, B) matrix is 576 MiB, and a value and gradient hold three or more."""
+    command = [sys.executable, "-c", MEMORY, name, "12288"]
     mib = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert mib < 700
+    assert mib < 1000
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)

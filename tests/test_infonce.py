@@ -162,8 +162,8 @@ MEMORY = """
 import resource, torch
 from iecl_solo.losses import info_nce
 torch.set_num_threads(1)
-z = torch.randn(8192, 32).requires_grad_()
-indexes = torch.arange(4096).repeat(2)
+z = torch.randn(12288, 32).requires_grad_()
+indexes = torch.arange(6144).repeat(2)
 info_nce(z[:64], indexes[:64] % 32).backward()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 info_nce(z, indexes).backward()
@@ -172,10 +172,10 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 def test_memory_does_not_grow_with_the_square_of_the_batch():
-    """One (N, N) matrix is 256 MiB, and a value and gradient hold three or more."""
+    """One (N, N) matrix is 576 MiB, and a value and gradient hold several."""
     command = [sys.executable, "-c", MEMORY]
     mib = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert mib < 700
+    assert mib < 1000
 
 
 @pytest.mark.parametrize(
