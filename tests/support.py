@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import iecl_solo  # noqa: F401
 from iecl_solo.solo.build import build_model
@@ -226,34 +228,43 @@ def online(model: nn.Module) -> nn.Module:
     return getattr(model, HOST.online)
 
 
-_RANK = """
-import os, sys
-import torch, torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-torch.set_num_threads(1)
-rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-given = torch.load(f"{folder}/given.pt")
-"""
-
-_LEAVE = """
-torch.save(result, f"{folder}/rank{rank}.pt")
-dist.barrier()
-# torch takes gloo's threads down with the interpreter, which now and then aborts a finished process
-os._exit(0)
-"""
+def _as_rank(program: str, folder: str, rank: int, start_method: str) -> None:
+    """One of the two: runs the program, and leaves its ``result`` or what went wrong."""
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method(start_method, force=True)  # for the workers of its loaders
+    meet = f"file://{folder}/meet"
+    torch.distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)
+    known: dict[str, Any] = {"torch": torch, "DistributedDataParallel": DistributedDataParallel}
+    known |= {"rank": rank, "given": torch.load(f"{folder}/given.pt")}
+    try:
+        exec(program, known)
+        torch.save(known["result"], f"{folder}/rank{rank}.pt")
+        torch.distributed.barrier()
+    except BaseException:
+        Path(f"{folder}/rank{rank}.txt").write_text(traceback.format_exc())
+        os._exit(1)
+    # torch takes gloo's threads down with the interpreter, and now and then aborts one that is done
+    os._exit(0)
 
 
 def in_two_processes(program: str, given: Any, folder: Path) -> list[Any]:
-    """The ``result`` that a program leaves in each of two gloo processes, of what is ``given``."""
+    """The ``result`` that a program leaves in each of two gloo processes, of what is ``given``.
+
+    They come of a server that has imported the libraries once, for all tests: it takes ten seconds.
+    """
     torch.save(given, folder / "given.pt")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    code = _RANK + program + _LEAVE
-    workers = [
-        subprocess.Popen([sys.executable, "-c", code, str(rank), str(folder)], env=environment)
-        for rank in range(2)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["iecl_solo.train.fit", "solo.methods"])
+    usual = multiprocessing.get_start_method()
+    ranks = [
+        context.Process(target=_as_rank, args=(program, str(folder), r, usual)) for r in (0, 1)
     ]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    said = [file.read_text() for file in sorted(folder.glob("rank*.txt"))]
+    assert [process.exitcode for process in ranks] == [0, 0], said
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 
@@ -303,6 +314,37 @@ def script(path: Path) -> ModuleType:
     sys.modules[path.stem] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
     return module
+
+
+_PEAK = """
+def peak():  # of this program; resource's ru_maxrss begins with that of the process that started it
+    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
+"""
+
+
+def mebibytes(program: str, *arguments: str) -> float:
+    """What a program prints last: how far its ``peak()`` of memory grew, in MiB.
+
+    Glibc gives a large block back at once only above a threshold, which it raises as it goes.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    command = [sys.executable, "-c", _PEAK + program, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def cpu_seconds(*arguments: str) -> tuple[float, str]:
+    """The processor's seconds of a Python with these arguments, and its output: the least of two
+    starts, because the first compiles what it imports and a busy machine slows any one of them."""
+    spent = []
+    for _ in range(2):
+        before = os.times()
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        after = os.times()
+        spent.append(after.children_user + after.children_system)
+        spent[-1] -= before.children_user + before.children_system
+    return min(spent), done.stdout
 
 
 def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:

@@ -255,6 +255,17 @@ def _start(cfg: DictConfig, pipeline: str, host: Host, threads: int) -> dict[str
     return {"startup_seconds": seconds, "resident_bytes": resident}
 
 
+#: Runs a command and writes its peak memory into a file. Linux begins a program's peak with that of
+#: the process that started it: this one is small, and that of a benchmark is not.
+_MEASURED = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+with open(sys.argv[1], "w") as file:
+    file.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(code)
+"""
+
+
 def timed_command(cfg: DictConfig, script: Path | None, threads: int) -> tuple[float, float]:
     """Wall seconds and peak resident bytes of a whole pretraining command, a process of its own.
 
@@ -272,19 +283,18 @@ def timed_command(cfg: DictConfig, script: Path | None, threads: int) -> tuple[f
         cfg.checkpoint.dir = folder
         (Path(folder) / "one.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
         command = [sys.executable, *whose, "--config-path", folder, "--config-name", "one"]
-        log = Path(folder) / "log.txt"
+        log, peak = Path(folder) / "log.txt", Path(folder) / "peak"
         env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         begun = time.perf_counter()
         with log.open("w") as out:
-            process = subprocess.Popen(command, cwd=folder, env=env, stdout=out, stderr=out)
-            _, status, usage = os.wait4(process.pid, 0)  # what this child alone used
+            measured = [sys.executable, "-c", _MEASURED, str(peak), *command]
+            code = subprocess.call(measured, cwd=folder, env=env, stdout=out, stderr=out)
         seconds = time.perf_counter() - begun
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            last = (log.read_text().strip().splitlines() or [f"exit {process.returncode}"])[-1]
+        if code:
+            last = (log.read_text().strip().splitlines() or [f"exit {code}"])[-1]
             raise IECLError(f"throughput: {' '.join(command[1:4])}: {last}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return seconds, float(usage.ru_maxrss * unit)
+        unit = 1 if sys.platform == "darwin" else 1024
+        return seconds, float(int(peak.read_text()) * unit)
 
 
 def measure_throughput(

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from omegaconf import OmegaConf
-from support import image_folder, raw_config
+from support import cpu_seconds, image_folder, raw_config
 
 from iecl_solo.cli.main import main
 from iecl_solo.train.fit import pretrain
@@ -342,15 +342,9 @@ def test_checkout_that_is_none_is_named(tmp_path: Path):
 
 @pytest.mark.parametrize("command", [["--help"], ["benchmark", "--help"], ["help", "pretrain"]])
 def test_help_is_quick(command: list[str]):
-    before = os.times()
-    done = subprocess.run(
-        [sys.executable, "-m", "iecl_solo", *command], capture_output=True, text=True
-    )
-    after = os.times()
-    assert done.returncode == 0 and "usage: iecl-solo" in done.stdout
-    # of the processor, whose clock other processes do not move
-    used = after.children_user + after.children_system
-    assert used - before.children_user - before.children_system < 0.3
+    spent, told = cpu_seconds("-m", "iecl_solo", *command)
+    assert "usage: iecl-solo" in told
+    assert spent < 0.3
 
 
 def test_help_groups_the_configurations(capsys):

@@ -98,6 +98,7 @@ def test_both_saw_the_same_batches_from_the_same_weights(compared: Path):
     assert all(args[0][key] == args[1][key] for key in shared)
 
 
+@pytest.mark.any_host
 def test_second_compare_trains_nothing(compared: Path, images: Path, capfd):
     files = {p: p.stat().st_mtime_ns for p in compared.glob("runs/**/*") if p.is_file()}
     arguments = small(images, compared / "ignored", f"compare.dir={compared}")
@@ -242,6 +243,7 @@ def test_each_job_of_a_sweep_has_its_own_folder(images: Path, tmp_path: Path):
         assert checkpoint.stem == checkpoint.parent.name
 
 
+@pytest.mark.any_host
 def test_a_command_leaves_the_process_as_it_was(compared: Path, images: Path):
     """Loggers, warnings, matplotlib's backend, torch's threads, the arguments and variables."""
     import matplotlib
@@ -268,6 +270,7 @@ def test_a_command_leaves_the_process_as_it_was(compared: Path, images: Path):
     assert state() == before
 
 
+@pytest.mark.any_host
 def test_importing_pictures_leaves_the_backend_alone():
     program = (
         "import matplotlib; before = dict.__getitem__(matplotlib.rcParams, 'backend');"
@@ -339,6 +342,7 @@ def test_run_that_was_cut_off_ends_as_the_whole_one(method: str, images: Path, t
     assert same_tensors(a["state_dict"], b["state_dict"]) == []
 
 
+@pytest.mark.any_host
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 0), (signal.SIGTERM, 2)])
 def test_stopped_by_a_signal_says_so_and_goes_on(
     number: int, workers: int, images: Path, tmp_path: Path

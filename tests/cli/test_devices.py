@@ -27,6 +27,7 @@ from support import (
     wait_for,
 )
 
+from iecl_solo.cli.main import main
 from iecl_solo.experiments.store import STORE, Store
 from iecl_solo.solo.checkpoint import read_checkpoint
 from iecl_solo.train.complete import complete
@@ -114,10 +115,7 @@ def assert_equal(a: Path, b: Path) -> None:
 @pytest.fixture(scope="module")
 def one(world: Path) -> Path:
     """The run of one process on whole batches."""
-    done = subprocess.run(
-        [*STARTS["module"], *command(world, world / "one", *ONE)], env=ENVIRONMENT, check=False
-    )
-    assert done.returncode == 0
+    assert main(command(world, world / "one", *ONE)) == 0
     return world / "one"
 
 
@@ -125,11 +123,13 @@ def one(world: Path) -> Path:
     "start",
     [
         "module",
-        pytest.param("torchrun", marks=pytest.mark.any_host),
+        pytest.param("torchrun", marks=[pytest.mark.robust, pytest.mark.any_host]),
         pytest.param("console script", marks=pytest.mark.robust),
     ],
 )
-def test_two_processes_are_one(start: str, one: Path, world: Path, tmp_path: Path):
+def test_two_processes_are_one(
+    start: str, one: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     if not Path(STARTS[start][0]).is_file():
         pytest.skip(f"{STARTS[start][0]} is not installed")
     two = [*TWO, f"data.num_workers={int(start == 'torchrun')}"]  # a worker each
@@ -139,8 +139,8 @@ def test_two_processes_are_one(start: str, one: Path, world: Path, tmp_path: Pat
     assert out.count("checkpoint: ") == 1, out
     assert out.count("epoch 2/2") == 1, out
     assert_equal(one, tmp_path)
-    again = started(start, command(world, tmp_path, *TWO))
-    assert "trained already" in again.communicate(timeout=240)[0]
+    assert main(command(world, tmp_path, *TWO)) == 0
+    assert "trained already" in capsys.readouterr().out
 
 
 @pytest.mark.robust
@@ -247,6 +247,7 @@ def alive(pid: int) -> bool:
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks into /proc")
 
 
+@pytest.mark.robust
 @pytest.mark.any_host
 @needs_proc
 @pytest.mark.counts("faults injected")
@@ -265,11 +266,10 @@ def test_a_rank_that_dies_ends_the_others_in_one_line(world: Path, tmp_path: Pat
     assert not any(map(alive, both))
 
 
+@pytest.mark.robust
 @pytest.mark.any_host
 @needs_proc
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGKILL, marks=pytest.mark.robust), signal.SIGTERM]
-)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.counts("faults injected")
 def test_compare_takes_its_training_with_it(number: signal.Signals, world: Path, tmp_path: Path):
     arguments = command(world, tmp_path, "max_epochs=2000", f"compare.dir={tmp_path / 'out'}")

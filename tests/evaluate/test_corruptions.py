@@ -24,6 +24,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Image.Image:
     return Image.open(next(iter(sorted(folder.rglob("*.png"))))).convert("RGB").resize((48, 48))
 
 
+@pytest.mark.any_host
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_each_is_seeded_and_grows(name: str, picture: Image.Image):
     library = pytest.importorskip("imagecorruptions")

@@ -11,14 +11,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pandas as pd
 import pytest
 import torch
 import yaml
 from lightning.pytorch import seed_everything
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from support import HOST
 from support_report import make_store
@@ -104,6 +106,18 @@ def rows(folder: Path) -> pd.DataFrame:
 
 def of_first_seed(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["cell"].str.contains("seed0")].reset_index(drop=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unrendered() -> Iterator[None]:
+    """Pictures without ink: tests/report looks at them, and the thirty of a report take seconds."""
+
+    def save(self: Figure, file: TextIO, **_: Any) -> None:
+        file.write("<svg></svg>")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -234,13 +248,13 @@ def test_other_launchers_give_the_same_rows(
         "ray": ["++hydra.launcher.ray.init.num_cpus=2"],
     }
     arguments = write(tmp_path, grid(images, seeds=[0]))
-    command = [*arguments, f"hydra/launcher={launcher}", *options[launcher]]
-    subprocess.run([sys.executable, "-m", "iecl_solo.cli.main", *command], check=True, timeout=400)
+    assert main([*arguments, f"hydra/launcher={launcher}", *options[launcher]]) == 0
     pd.testing.assert_frame_equal(rows(tmp_path), of_first_seed(rows(local)))
 
 
 def test_kill_in_the_middle_leaves_the_same_store(local: Path, images: Path, tmp_path: Path):
-    command = [sys.executable, "-m", "iecl_solo.cli.main", *write(tmp_path, grid(images))]
+    arguments = write(tmp_path, grid(images))
+    command = [sys.executable, "-m", "iecl_solo.cli.main", *arguments]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
     store, deadline = tmp_path / "out" / STORE, time.monotonic() + 200
     while time.monotonic() < deadline:
@@ -250,7 +264,7 @@ def test_kill_in_the_middle_leaves_the_same_store(local: Path, images: Path, tmp
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert 0 < len(Store(store).done()) < 4
-    subprocess.run(command, check=True, timeout=300)
+    assert main(arguments) == 0
     pd.testing.assert_frame_equal(rows(tmp_path), rows(local))
 
 

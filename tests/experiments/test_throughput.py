@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support import HOST, config, image_folder, pipeline, raw_config
 
 from iecl_solo.errors import IECLError
@@ -81,9 +84,20 @@ def test_a_measured_cell(images: Path):
 
 def test_start_of_a_command(images: Path):
     cfg: Any = config("simclr", images).__class__(raw_config("simclr", images))
+    held = torch.ones(2**29)  # 2 GiB of this process, which are not the command's
     out = throughput._start(cfg, "batched", HOST, 1)
     assert 0.5 < out["startup_seconds"] < 300
-    assert 2**26 < out["resident_bytes"] < 2**34
+    assert 2**26 < out["resident_bytes"] < held.nbytes
+
+
+@pytest.mark.robust
+@pytest.mark.any_host
+def test_peak_memory_of_a_run_is_of_its_process_alone():
+    held = torch.ones(2**29)
+    program = "import torch; from iecl_solo.train.callbacks.cost import peak_memory_bytes;"
+    program += "print(peak_memory_bytes(torch.device('cpu')))"
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert 2**26 < int(said.stdout) < held.nbytes
 
 
 @pytest.mark.robust

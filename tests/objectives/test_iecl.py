@@ -156,7 +156,7 @@ class Both(nn.Module):
     def forward(self, x, y):
         made = {0: self.net(x), 1: self.net(self.iecl.transform(y, 1, "online"))}
         return total(self.iecl.terms(Made(made), 0.0))
-both = DistributedDataParallel(Both()) if dist.get_world_size() > 1 else Both()
+both = DistributedDataParallel(Both()) if torch.distributed.get_world_size() > 1 else Both()
 both(given["x"][rank::2], given["x"].flip(-1)[rank::2]).backward()
 result = {n: p.grad for n, p in both.module.named_parameters() if p.grad is not None}
 """

@@ -145,6 +145,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.any_host
 @pytest.mark.counts("faults injected")
 def test_lock_of_a_killed_process_is_taken_over_at_once(images: Path, tmp_path: Path):
     cfg, run = _run(images, tmp_path)
