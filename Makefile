@@ -13,12 +13,13 @@ PYTEST := $(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 install: $(VENV)/installed
 
-# once for each state of the metadata; the host comes from the package index. Python compiles a
-# module when it is imported; pip would compile the many that never are
+# once for each state of the metadata; the host comes from the package index. pip compiles it all,
+# most of it in vain; but where PYTHONDONTWRITEBYTECODE is set, as in many images, each of the tests'
+# hundred processes would compile torch anew
 $(VENV)/installed: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	$(BIN)/iecl-solo install-host --from index
 	touch $@
 
