@@ -76,12 +76,21 @@ def check_loggers(cfg: DictConfig) -> None:
 def _logged_in() -> bool:
     import wandb
 
-    if "prompt" in inspect.signature(wandb.login).parameters:  # newer versions let go of wandb.api
-        found = bool(wandb.login(prompt=False, verify=False))
-        if not found:  # it keeps the environment of now, and would not let one go offline after it
-            wandb.teardown()
-        return found
-    return wandb.api.api_key is not None
+    if "prompt" not in inspect.signature(wandb.login).parameters:
+        return wandb.api.api_key is not None  # newer versions let go of it
+    if wandb.run is not None:  # an agent's, say: with one, login says no
+        return True
+    # one that is not silent asks its server whose key it is, and may wait for it for ever
+    given = os.environ.get("WANDB_SILENT")
+    os.environ["WANDB_SILENT"] = "true"
+    try:
+        return bool(wandb.login(prompt=False, verify=False))
+    finally:
+        if given is None:
+            del os.environ["WANDB_SILENT"]
+        else:
+            os.environ["WANDB_SILENT"] = given
+        wandb.teardown()  # it keeps the environment of now: silent, and never offline
 
 
 def check_classes(cfg: DictConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -312,20 +313,22 @@ from iecl_solo.train.checks import _logged_in
 print(_logged_in())
 {offline if key is None else ""}
 """
-    out, errors = tmp_path / "out", tmp_path / "errors"
-    # no pipes: wandb's service holds them as long as it lives, and once it did not end
-    with out.open("w") as stdout, errors.open("w") as stderr:
-        code_of_exit = subprocess.call(
+    with socket.create_server(("127.0.0.1", 0)) as server:  # it would never answer
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        done = subprocess.run(
             [sys.executable, "-c", code],
-            env=kept | ({} if key is None else {"WANDB_API_KEY": key}),
+            env=kept | {"WANDB_BASE_URL": url} | ({} if key is None else {"WANDB_API_KEY": key}),
             cwd=tmp_path,
-            stdout=stdout,
-            stderr=stderr,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
-    said = errors.read_text()
-    assert code_of_exit == 0, said
-    assert out.read_text().split() == [str(key is not None)]
-    assert "WARNING" not in said and "ERROR" not in said
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(key is not None)]
+    assert "WARNING" not in done.stderr and "ERROR" not in done.stderr
 
 
 def test_checkout_that_is_none_is_named(tmp_path: Path):
