@@ -225,6 +225,7 @@ def test_bound_is_the_entropy_of_a_vmf_law_when_r_is_that_law(d: int, kappa: flo
     assert entropy_bound(z, mixture(d, 4, kappa, seed=3)).item() > truth + 4 * error
 
 
+@pytest.mark.any_host
 def test_bound_is_never_below_the_entropy_of_a_mixture():
     p = mixture(2, 4, 8.0, seed=2)
 
@@ -254,6 +255,7 @@ def fit(marginal: VMFMixture | PrototypeMarginal, rows: Tensor, steps: int, lr: 
         schedule.step()
 
 
+@pytest.mark.any_host
 @pytest.mark.parametrize(("d", "kappa"), [(3, 20.0), (32, 100.0), (128, 400.0)])
 def test_learned_marginal_reaches_the_entropy_of_a_known_mixture(d: int, kappa: float):
     """One learning rate and 400 batches of 256 for every dimension, begun near uniform."""
@@ -285,6 +287,7 @@ def test_fitting_follows_the_likelihoods_gradient_block_by_block():
     assert all(g.abs().max() < 2 for g in fitting)
 
 
+@pytest.mark.any_host
 def test_fitting_arrives_where_the_plain_likelihood_is_under_way():
     p = mixture(128, 10, 300.0).float()
     z = p.sample(10_000, generator())
@@ -305,6 +308,7 @@ def test_fitting_arrives_where_the_plain_likelihood_is_under_way():
     assert excess["likelihood"] > 0.5 * excess["start"]
 
 
+@pytest.mark.any_host
 def test_limit_of_the_concentration_bounds_what_collapse_gains():
     limit = 50.0
     m = mixture(8, 3, 1e6, max_concentration=limit)
@@ -341,6 +345,7 @@ def test_prototype_bound_is_the_entropy_and_the_divergence():
     assert torch.autograd.gradcheck(lambda s: entropy_bound(s, r), scores[:6].requires_grad_())
 
 
+@pytest.mark.any_host
 @pytest.mark.parametrize("prototypes", [16, 4096])
 def test_learned_prototype_marginal_reaches_the_entropy(prototypes: int):
     """At one learning rate, be the codes spread over 16 prototypes or 4096, or all on few."""

@@ -186,6 +186,7 @@ def test_two_processes_give_the_gradient_of_one(space: str, tmp_path: Path) -> N
 # --- generation
 
 
+@pytest.mark.any_host
 def test_both_measures_are_logged_in_nats_per_dimension() -> None:
     x, net = photographs(8), network()
     values = {}

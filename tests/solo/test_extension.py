@@ -104,6 +104,7 @@ def written(folder: Path, images: Path, method: str, **overrides: object) -> lis
     return ["pretrain", "--config-path", str(folder), "--config-name", "mine"]
 
 
+@pytest.mark.any_host
 def test_an_objective_is_its_file_and_one_line(tmp_path: Path, images: Path):
     (tmp_path / "pull.py").write_text(OBJECTIVE)
     program = REGISTER.format(module="pull", name="Pull", where="OBJECTIVES", then=COMMANDS)
@@ -138,6 +139,7 @@ def test_a_method_is_its_file_and_one_line(tmp_path: Path, images: Path):
     assert options["margin"] is None and options["proj_hidden_dim"] == 32
 
 
+@pytest.mark.any_host
 def test_a_methods_options_are_read_as_their_types(tmp_path: Path):
     (tmp_path / "mine.py").write_text(METHOD)
     then = """

@@ -26,6 +26,8 @@ from iecl_solo.train.fit import pretrain
 from iecl_solo.train.keep import KeptCheckpoints, older, read_newest, write_checkpoint
 from iecl_solo.train.run import Run
 
+pytestmark = pytest.mark.any_host
+
 
 def _cfg(images: Path, to: Path, **overrides: Any) -> Any:
     given = {"checkpoint__dir": str(to), "max_epochs": 3, "monitor__every_n_epochs": 0}

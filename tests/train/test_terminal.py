@@ -15,6 +15,8 @@ from iecl_solo.solo.registry import OBJECTIVES
 from iecl_solo.train.callbacks import terminal
 from iecl_solo.train.fit import pretrain
 
+pytestmark = pytest.mark.any_host
+
 
 def test_header_lines_and_figures(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     given = {"checkpoint__dir": str(tmp_path), "monitor__every_n_epochs": 0}
