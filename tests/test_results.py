@@ -28,17 +28,20 @@ def written(values: pd.Series, baseline: pd.Series | None) -> list[str]:
     ("study", "section", "measures"),
     [
         (
-            *("small_batch", "SimCLR and IE-CL on all of CIFAR-10"),
+            "small_batch",
+            "SimCLR and IE-CL on all of CIFAR-10",
             ("knn_acc1", "linear_acc1", "online_acc1", "query_entropy", "effective_rank"),
         ),
         ("input_entropy", "The study of the input terms", ("knn_acc1", "linear_acc1")),
         ("few_augmentations", "Other methods with crop and flip", ("knn_acc1", "linear_acc1")),
         (
-            *("drawings", "A second data set"),
+            "drawings",
+            "A second data set",
             ("knn_acc1", "linear_acc1", "same_object_recall_at_1", "dense_miou", "effective_rank"),
         ),
         (
-            *("carried_over", "CIFAR-10's backbones on the drawings"),
+            "carried_over",
+            "CIFAR-10's backbones on the drawings",
             ("knn_acc1", "linear_acc1", "same_object_recall_at_1", "dense_miou"),
         ),
     ],

@@ -105,7 +105,7 @@ print(peak() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="counts kilobytes, as Linux does")
+@pytest.mark.skipif(sys.platform == "darwin", reason="reads /proc")
 def test_memory_grows_with_the_embeddings_and_not_with_their_square():
     # one matrix of 4,096 x 4,096 is 64 MiB, and the hosts form five and more;
     # studies/scaling.py measures 32,768
