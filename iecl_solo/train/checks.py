@@ -13,7 +13,7 @@ from iecl_solo import devices
 from iecl_solo.checks import installed
 from iecl_solo.errors import IECLError
 from iecl_solo.solo.settings import FOLDER_DATASETS, device_count
-from iecl_solo.train.processes import launched
+from iecl_solo.train.processes import launched, variables
 
 #: More processes than this only take each other's cores; 999 would take all memory first.
 MOST_PROCESSES = max(16, 4 * (os.cpu_count() or 1))
@@ -80,16 +80,11 @@ def _logged_in() -> bool:
         return wandb.api.api_key is not None  # newer versions let go of it
     if wandb.run is not None:  # an agent's, say: with one, login says no
         return True
-    # one that is not silent asks its server whose key it is, and may wait for it for ever
-    given = os.environ.get("WANDB_SILENT")
-    os.environ["WANDB_SILENT"] = "true"
     try:
-        return bool(wandb.login(prompt=False, verify=False))
+        # one that is not silent asks its server whose key it is, and may wait for it for ever
+        with variables({"WANDB_SILENT": "true"}):
+            return bool(wandb.login(prompt=False, verify=False))
     finally:
-        if given is None:
-            del os.environ["WANDB_SILENT"]
-        else:
-            os.environ["WANDB_SILENT"] = given
         wandb.teardown()  # it keeps the environment of now: silent, and never offline
 
 

@@ -65,8 +65,8 @@ def ranks(devices: int, num_nodes: int = 1) -> list[dict[str, str]]:
 
 
 @contextmanager
-def _set(environment: Mapping[str, str]) -> Iterator[None]:
-    """Variables of this process's, for what is started within the block."""
+def variables(environment: Mapping[str, str]) -> Iterator[None]:
+    """Variables of this process's environment, for what is started within the block."""
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     try:
@@ -157,7 +157,8 @@ def in_processes(
             several = len(environments) > 1
             given = (theirs, several, method, target, args)
             process = context.Process(target=_child, args=given)
-            with _set(environment):  # there before the first import, when Lightning reads its rank
+            # there before the first import, when Lightning reads its rank
+            with variables(environment):
                 process.start()
             theirs.close()
             children.append((process, ours))
