@@ -201,31 +201,45 @@ def _print(view: Table) -> None:
 
 
 def show(results: Results) -> None:
-    """The benchmark on screen: settings down, arms across, then the answer.
+    """The benchmark on screen, then the answer.
 
-    With one setting and several measures it is one table, measures down.
+    With one setting it is one table. With several it is a table for each measure, settings down
+    and arms across; or one table, settings and arms down, where more than four arms would not fit.
     """
-    if len(results.settings) == 1 and len(results.measures) > 1:
+    settings, measures = results.settings, results.measures[:4]
+    if len(settings) == 1 and len(results.measures) > 1:
         _show_measures(results)
         tell(answer(results))
         return
-    for measure in results.measures[:4]:
-        table = summary_table(results.of(measure), ["setting"])
-        view = Table(title=title(measure), title_justify="left")
-        for head in results.setting_head:
+    texts: dict[tuple[str, int, str], str] = {}
+    for measure in measures:
+        found = summary_table(results.of(measure), ["setting"])
+        for setting, arm, *summary in found.itertuples(index=False):
+            texts[measure, setting, arm] = plus_minus(measure, Summary(*summary), results.seeds)
+    known = sorted({setting for _, setting, _ in texts})
+
+    def table(heading: str, labels: Sequence[str], columns: Sequence[str]) -> Table:
+        view = Table(title=heading, title_justify="left")
+        for head in (*results.setting_head, *labels):
             view.add_column(head)
-        for arm in results.arms:
-            view.add_column(arm, justify="right")
-        for setting in sorted(set(table["setting"])):
-            texts = {
-                row.arm: plus_minus(
-                    measure, Summary(row.n, row.mean, row.sd, row.low, row.high), results.seeds
-                )
-                for row in table[table["setting"] == setting].itertuples()
-            }
-            entries = [texts.get(arm, "–") for arm in results.arms]
-            view.add_row(*results.settings[setting], *entries)
+        for column in columns:
+            view.add_column(column, justify="right")
+        return view
+
+    if len(results.arms) > 4:
+        view = table("mean ± standard deviation", ["arm"], [title(m) for m in measures])
+        for setting in known:
+            for arm in results.arms:
+                entries = [texts.get((m, setting, arm), "–") for m in measures]
+                view.add_row(*settings[setting], arm, *entries)
         _print(view)
+    else:
+        for measure in measures:
+            view = table(title(measure), [], results.arms)
+            for setting in known:
+                entries = [texts.get((measure, setting, arm), "–") for arm in results.arms]
+                view.add_row(*settings[setting], *entries)
+            _print(view)
     tell(answer(results))
 
 

@@ -216,16 +216,19 @@ def test_a_report_of_a_csv_alone(local: Path, tmp_path: Path, capsys):
     ]
 
 
+@pytest.mark.parametrize("data", [("strong",), ("strong", "minimal")])
 @pytest.mark.parametrize("count", [2, 13])
-def test_its_table_is_read_with_few_arms_and_with_many(count, tmp_path, capsys):
+def test_its_table_is_read_with_few_arms_and_with_many(count, data, tmp_path, capsys):
     arms = {f"method_number_{i}": {"method": "simclr"} for i in range(count)}
-    show(read(make_store(tmp_path, arms=arms, measures=["knn_acc1", "linear_acc1"])))
+    show(read(make_store(tmp_path, arms=arms, data=data, measures=["knn_acc1", "linear_acc1"])))
     said = capsys.readouterr().out
     table = [line for line in said.splitlines() if line.startswith(("│", "┃"))]
-    names = [*arms, "k-NN top-1 (%)", "linear probe top-1 (%)"]
+    names = [*arms, *(data if len(data) > 1 else ())]
     assert all(any(name in line for line in table) for name in names) and "…" not in said
-    # the longer side is down
-    assert len(table) == (1 + count if count > 2 else 3)
+    assert "k-NN top-1 (%)" in said and "linear probe top-1 (%)" in said
+    # many arms are down, each once a setting; two are across, in a table for each measure
+    few = 3 if len(data) == 1 else 2 * (1 + len(data))
+    assert len(table) == (1 + count * len(data) if count > 2 else few)
 
 
 def test_it_says_which_cell_how_long_and_what_came_out(local: Path, images: Path, tmp_path, capsys):
