@@ -1,4 +1,4 @@
-"""The figures of docs/results.md are those of the rows that are committed beside it."""
+"""The figures of docs/studies.md are those of the rows that are committed beside it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def written(values: pd.Series, baseline: pd.Series | None) -> list[str]:
     ],
 )
 def test_tables_are_their_rows(study: str, section: str, measures: tuple[str, ...]):
-    page = (DOCS / "results.md").read_text().replace("−", "-").replace("**", "")
+    page = (DOCS / "studies.md").read_text().replace("−", "-").replace("**", "")
     (text,) = (x for x in page.split("\n## ") if x.startswith(f"{section}\n"))
     lines = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
     rows = pd.read_csv(DOCS / f"rows/{study}.csv", skiprows=1)
