@@ -34,7 +34,7 @@ from support_report import BATCH, make_store
 from torch.distributed.run import get_args_parser
 
 from iecl_solo.cli.main import COMMANDS, HYDRA_COMMANDS, main
-from iecl_solo.digits import write_digits
+from iecl_solo.digits import write_digits, write_masks
 from iecl_solo.experiments.grid import BenchmarkConfig
 from iecl_solo.train.complete import complete
 from iecl_solo.train.compose import own_hydra
@@ -78,6 +78,7 @@ RUN = "demo/runs/iecl_simclr/iecl_simclr"
 PLACEHOLDERS = {
     "--images DIR": "--images datasets/digits/test",
     "--to FOLDER": f"--to {RUN}/inspect",
+    "--root DIR": "--root datasets/digits-masks",
     "CHECKOUT": "checkout",
     "KEY=A,B,C": "seed=1,2",
     "DATA": "datasets",
@@ -94,6 +95,7 @@ PLACEHOLDERS = {
     "SCRIPT": "script.py",
     "SHARDS": "shards",
     "STORE": "benchmark/small_batch-smoke",
+    "TEAM": "team",
     "TEST": "datasets/digits/test",
     "TRAIN": "datasets/digits/train",
 }
@@ -139,6 +141,7 @@ FAILS = ("pip install solo-learn",)
 PRODUCTS = {
     "benchmark": "benchmark/*/report.html",
     "compare": "demo/report.html",
+    "dense": f"{RUN}/dense.json",
     "digits": "datasets/digits/t*/*/*.png",
     "embed": "FILE.*",
     "export": "FILE.safetensors",
@@ -297,6 +300,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / "datasets" / part / name).symlink_to(digits / "train")
     (folder / "datasets/drawings").symlink_to(digits)
     few = write_digits(folder / "few", classes=[0, 1])
+    write_masks(few, folder / "datasets/digits-masks")
     shards = runpy.run_path(str(ROOT / "examples/write_shards.py"))["write"]
     assert shards(few / "train", folder / "shards") > 256
     (folder / "datasets/imagenet-shards").mkdir()
@@ -348,6 +352,7 @@ BOUNDARIES = {
     "iecl_solo.cli.benchmark._launch": stop,
     "iecl_solo.cli.linear._chosen_lr": lambda *given: 0.1,
     "iecl_solo.cli.linear.linear_accuracy": stop,
+    "iecl_solo.evaluate.run.dense": lambda *given: 50.0,
     "iecl_solo.cli.install_host._pip": stop,
 }
 
@@ -490,6 +495,8 @@ def test_command_is_accepted(command: Snippet, plan: Plan):
 TAKES = {
     "docs/benchmark.md": "benchmark --config-name small_batch preset=smoke",
     "pretrained_feature_extractor": "linear --config-name default",
+    # the reader has logged in; the test has not, and has no network
+    "wandb.enabled": "pretrain --config-name digits/iecl_simclr wandb.offline=true",
     "": "pretrain --config-name digits/iecl_simclr",
 }
 
