@@ -47,6 +47,26 @@ def _keep(dataset: Any, left: Sequence[int]) -> None:
             setattr(dataset, name, [values[i] for i in left])
 
 
+def _number_alike(train: Any, test: Any) -> None:
+    """Give the test images the numbers that their classes have in the training set.
+
+    A folder numbers its own classes from 0: one that lacks a class calls the next by its number.
+
+    Raises:
+        IECLError: one line, when a test class is none of the training set's.
+    """
+    numbers, own = (getattr(s, "class_to_idx", None) for s in (train, test))
+    if not numbers or not own or not hasattr(test, "samples"):
+        return
+    if extra := sorted(own.keys() - numbers.keys()):
+        raise IECLError(
+            f"{test.root}: its class '{extra[0]}' is none of the {len(numbers)} of {train.root}"
+        )
+    renumbered = {number: numbers[name] for name, number in own.items()}
+    test.samples = [(file, renumbered[number]) for file, number in test.samples]
+    test.targets = [number for _, number in test.samples]
+
+
 def with_saib(transform: Any, augmentation: Mapping[str, Any]) -> Any:
     """The host's pipeline of one crop, followed by a frozen SAIB where the YAML has ``saib:``."""
     given = augmentation.get("saib")
@@ -220,6 +240,9 @@ def evaluation_datasets(
         data_format: image_folder, h5, webdataset or hf.
         on_error: "skip" leaves out images that do not decode; otherwise they are an error.
         workers: processes that look for them.
+
+    Raises:
+        IECLError: one line, when the test set has a class that the training set lacks.
     """
     if dataset == "custom":
         for_train, for_val = _sized_transforms(image_size, mean, std)
@@ -237,6 +260,7 @@ def evaluation_datasets(
         data_format,
     )
     train, val = _real_images(train), _real_images(val)
+    _number_alike(train, val)
     if on_error == "skip" and hasattr(train, "samples"):
         train = _decodable("data.train_path", train, train_path, workers)
         val = _decodable("data.val_path", val, val_path, workers)
