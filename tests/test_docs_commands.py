@@ -301,6 +301,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "datasets/drawings").symlink_to(digits)
     few = write_digits(folder / "few", classes=[0, 1])
     write_masks(few, folder / "datasets/digits-masks")
+    (folder / "datasets/drawings-dense").symlink_to(folder / "datasets/digits-masks")
     shards = runpy.run_path(str(ROOT / "examples/write_shards.py"))["write"]
     assert shards(few / "train", folder / "shards") > 256
     (folder / "datasets/imagenet-shards").mkdir()

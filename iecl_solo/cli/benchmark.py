@@ -21,6 +21,7 @@ from iecl_solo.cli import hydra_app
 from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.evaluate.corruptions import CORRUPTIONS
 from iecl_solo.evaluate.protocol import EvaluationConfig
+from iecl_solo.evaluate.run import check_evaluation
 from iecl_solo.experiments.cell import find_cell, recover, run_cell
 from iecl_solo.experiments.grid import (
     BenchmarkConfig,
@@ -41,6 +42,7 @@ from iecl_solo.report.statistics import Summary, summary_table
 from iecl_solo.report.tables import NAMES, plus_minus, title
 from iecl_solo.solo.config import parse_block, plain
 from iecl_solo.solo.host import find_host
+from iecl_solo.solo.settings import require, settle_labels
 from iecl_solo.train.callbacks.terminal import tell
 from iecl_solo.train.complete import complete
 from iecl_solo.train.processes import launched
@@ -67,13 +69,18 @@ def check(benchmark: BenchmarkConfig) -> None:
     for measure in benchmark.measures:
         _check_measure(measure, evaluation)
     write_data(benchmark)
+    check_evaluation(evaluation)
     host = find_host()
     seen = set()
     for cell in cells(benchmark):
         key = (cell.arm, cell.data, repr(cell.axes))
         if key not in seen:
             seen.add(key)
-            cfg = complete(configuration(benchmark, cell), host)
+            cfg = configuration(benchmark, cell)
+            settle_labels(cfg)
+            if benchmark.kind == "training" and not cfg.data.get("no_labels"):
+                require(cfg, ["data.val_path"])  # of the images that judge
+            cfg = complete(cfg, host)
             if (threads := cfg.get("threads")) is not None:
                 checks.whole("threads", threads, 1)
 

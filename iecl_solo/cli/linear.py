@@ -14,7 +14,7 @@ from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.linear import linear_accuracy
 from iecl_solo.evaluate.load import Pretrained, load_backbone, read_pretrained
 from iecl_solo.evaluate.protocol import EvaluationConfig, LinearProtocol
-from iecl_solo.evaluate.run import choose_lr
+from iecl_solo.evaluate.run import EVALUATION, choose_lr
 from iecl_solo.files import write_json
 from iecl_solo.solo.config import plain
 from iecl_solo.solo.data import IMAGENET_MEAN, IMAGENET_STD, evaluation_datasets
@@ -22,13 +22,17 @@ from iecl_solo.solo.host import Host, find_host
 from iecl_solo.solo.settings import check_one_of, device_count, prepare_linear, require
 from iecl_solo.train.callbacks.terminal import Terminal
 from iecl_solo.train.fit import loggers, trainer_arguments
-from iecl_solo.train.run import check_name, versions
+from iecl_solo.train.run import ARGS, RESULT, check_name, versions
 
 #: Learning rates for 256 images a batch, out of which one is chosen where none is given.
 GRID = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 #: Schedulers that both hosts have.
 SCHEDULERS = ("warmup_cosine", "reduce", "step", "exponential", "none")
 _EPOCHS_OF_GRID = 20
+# what a run's folder holds, or the other evaluations write there
+_TAKEN = [
+    name.removesuffix(".json") for name in (ARGS, RESULT, EVALUATION, "knn.json", "dense.json")
+]
 
 
 def _fill(cfg: DictConfig, pretrained: DictConfig, given: Invocation) -> None:
@@ -50,7 +54,8 @@ def _fill(cfg: DictConfig, pretrained: DictConfig, given: Invocation) -> None:
         if missing:
             cfg.data[key] = pretrained.data.get(key, "image_folder" if key == "format" else None)
     size = "data.augmentations.crop_size"
-    if not (given.gives(size) or given.gives("data.image_size")):
+    typed = given.gives(size) or given.gives("data.image_size")
+    if not typed or OmegaConf.select(cfg, size) is None:
         OmegaConf.update(cfg, size, pretrained.augmentations[0].crop_size, force_add=True)
 
 
@@ -78,8 +83,8 @@ def main(cfg: DictConfig, given: Invocation) -> None:
     pretrained = read_pretrained(cfg.pretrained_feature_extractor)
     _fill(cfg, pretrained.cfg, given)
     check_one_of("scheduler.name", OmegaConf.select(cfg, "scheduler.name"), SCHEDULERS)
-    if cfg.get("name"):
-        check_name(cfg.name)  # it names a file
+    if cfg.get("name") and check_name(cfg.name) in _TAKEN:
+        raise IECLError(f"name: {cfg.name!r} is not allowed, the run has a file of that name")
     if device_count(cfg) > 1:
         raise IECLError(f"devices: {cfg.devices} is not allowed, a linear evaluation runs on one")
     choose = cfg.optimizer.get("lr") is None or not given.gives("optimizer.lr")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from iecl_solo.checks import installed
+from iecl_solo.decoded import fingerprint
 from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.evaluate.load import Pretrained, load_backbone
 from iecl_solo.files import replacing
@@ -107,14 +107,15 @@ def write_features(to: Path, paths: list[str], features: np.ndarray) -> None:
 
 
 class _Parts:
-    """Batches of features beside the file; they count for these images and this checkpoint."""
+    """Batches of features beside the file; they count for these files and this checkpoint."""
 
-    def __init__(self, to: Path, paths: list[str], checkpoint: Path, batch_size: int) -> None:
-        stamp = checkpoint.stat()
-        what = [str(checkpoint.resolve()), str(stamp.st_mtime_ns), str(batch_size), *paths]
-        digest = hashlib.sha256("\n".join(what).encode()).hexdigest()[:12]
+    def __init__(
+        self, to: Path, files: list[Path], root: Path, checkpoint: Path, batch_size: int
+    ) -> None:
+        of_model = (str(checkpoint.resolve()), checkpoint.stat().st_mtime_ns, batch_size)
+        digest = fingerprint(files, root, str(root.resolve()), *of_model)
         self._folder = to.with_name(f"{to.name}.{digest}.parts")
-        self._batch, self._total = batch_size, len(paths)
+        self._batch, self._total = batch_size, len(files)
         self._count = 0
         while self._file(self._count).is_file():
             self._count += 1
@@ -181,7 +182,7 @@ def embed_images(
     cfg = pretrained.cfg
     transform = evaluation_transform(host, cfg.data.dataset, cfg.augmentations[0].crop_size)
     backbone = load_backbone(pretrained, host).to(device).eval()
-    parts = _Parts(to, paths, pretrained.path, batch_size)
+    parts = _Parts(to, files, root, pretrained.path, batch_size)
     left = Images(files[parts.done :], transform)
     with torch.inference_mode():
         for images in DataLoader(left, batch_size, num_workers=num_workers):

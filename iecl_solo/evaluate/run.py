@@ -58,7 +58,13 @@ from iecl_solo.solo.data import (
 )
 from iecl_solo.solo.embed import query_entropy
 from iecl_solo.solo.host import Host, find_host
-from iecl_solo.solo.settings import prepare_linear, sources, without_labels
+from iecl_solo.solo.settings import (
+    FOLDER_DATASETS,
+    check_images,
+    prepare_linear,
+    sources,
+    without_labels,
+)
 from iecl_solo.solo.shards import FORMATS, open_shards
 from iecl_solo.solo.wrapper import objectives
 from iecl_solo.train.callbacks.terminal import EachMinute
@@ -69,6 +75,25 @@ from iecl_solo.train.run import Run, versions
 EVALUATION = "evaluation.json"
 _NO_EPOCH = 10**9
 Labelled = tuple[Tensor, Tensor]
+
+
+def check_evaluation(protocol: EvaluationConfig) -> None:
+    """Refuse an evaluation that would fail after the training, before it.
+
+    Raises:
+        IECLError: one line, for folders or masks that are not there, or a package that is missing.
+    """
+    for name, data in protocol.datasets.items():
+        where = f"evaluation.datasets.{name}"
+        if data.get("dataset") in FOLDER_DATASETS:
+            for key in ("train_path", "val_path"):
+                check_images(f"{where}.{key}", data.get("format", "image_folder"), data[key])
+        elif "root" in data and not Path(data["root"]).expanduser().is_dir():
+            raise IECLError(f"{where}.root: {data['root']}: no such folder")
+    if "corruptions" in protocol.measures:
+        check_library()
+    if "dense_miou" in protocol.measures:
+        masked_sets(protocol.dense, None, 1)
 
 
 def split(labels: Tensor, share: float, seed: int) -> tuple[Sequence[int], Sequence[int]]:

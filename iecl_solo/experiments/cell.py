@@ -36,7 +36,7 @@ def _prepare(benchmark: BenchmarkConfig, cell: Cell) -> Any:
     folder = Path(str(benchmark.dir))
     cfg = configuration(benchmark, cell)
     cfg.name = cell.id
-    cfg.checkpoint = {"enabled": True, "dir": str(folder / "runs"), "frequency": 1}
+    cfg.checkpoint = checkpointing(cfg, folder)
     if OmegaConf.select(cfg, "monitor.share") is None:  # rows do not depend on the clock
         OmegaConf.update(cfg, "monitor.share", 1.0, force_add=True)
     if cell.source is not None:
@@ -48,6 +48,14 @@ def _prepare(benchmark: BenchmarkConfig, cell: Cell) -> Any:
         for augmentation in cfg.augmentations:
             augmentation.saib = {"file": str(file), "prob": prob}
     return cfg
+
+
+def checkpointing(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+    """The ``checkpoint:`` block of a run that is one of several: how often and how many are kept
+    is its own, the rest the experiment's."""
+    own = plain(cfg.get("checkpoint")) or {}
+    given = {key: own[key] for key in ("every_n_steps", "keep") if key in own}
+    return {"enabled": True, "dir": str(folder / "runs"), "frequency": 1, **given}
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.load import load_method, read_pretrained
 from iecl_solo.evaluate.pictures import plot_curves, plot_saib
 from iecl_solo.evaluate.protocol import EvaluationConfig
-from iecl_solo.evaluate.run import EVALUATION, evaluate
+from iecl_solo.evaluate.run import EVALUATION, check_evaluation, evaluate
+from iecl_solo.experiments.cell import checkpointing
 from iecl_solo.experiments.store import STORE, Store
 from iecl_solo.files import make_folder, read_json
 from iecl_solo.solo.build import build_model
@@ -186,6 +187,7 @@ def compare(cfg: DictConfig) -> Comparison:
     settle_labels(cfg)
     if not cfg.data.get("no_labels"):
         require(cfg, ["data.val_path"])
+    check_evaluation(protocol)
     check_block("compare.", Compare, plain(cfg.get("compare")) or {})
     choose_objectives(cfg)
     both = pair(cfg)
@@ -196,7 +198,7 @@ def compare(cfg: DictConfig) -> Comparison:
     runs, given = [], []
     for own in both:
         own.pop("compare", None)
-        own.checkpoint = {"enabled": True, "dir": str(folder / "runs"), "frequency": 1}
+        own.checkpoint = checkpointing(own, folder)
         own.name = own.method
         raw = plain(own)
         own = complete(own, host)

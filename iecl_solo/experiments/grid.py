@@ -20,9 +20,13 @@ from iecl_solo.experiments.throughput import installed
 from iecl_solo.solo import schema
 from iecl_solo.solo.config import flatten, parse_block, plain
 from iecl_solo.solo.registry import OBJECTIVES, choose_objectives
-from iecl_solo.train.compose import compose_pretrain
+from iecl_solo.train.compose import compose_pretrain, own_yaml
 
 KINDS = ("training", "cost", "throughput")
+
+
+#: Keys that a run has and no axis may: what says them.
+_NO_AXES = {"seed": "seeds", "method": "arms"}
 
 
 @dataclass
@@ -151,6 +155,8 @@ def read_benchmark(cfg: Mapping[str, Any] | DictConfig) -> BenchmarkConfig:
     # a key with dots in the YAML is a nested one on the command line, where the later counts
     benchmark.axes = flatten(benchmark.axes)
     for key, values in benchmark.axes.items():
+        if key in _NO_AXES:
+            raise IECLError(f"axes.{key}: it is no axis, {_NO_AXES[key]} of the benchmark says it")
         if not isinstance(values, list) or not values:
             raise IECLError(f"axes.{key}: {values!r} is not a list of values")
         if any(values.count(value) > 1 for value in values):
@@ -212,10 +218,14 @@ def _method(
 
 
 def _id(benchmark: BenchmarkConfig, arm: str, data: str, axes: Mapping[str, Any], seed: int) -> str:
-    settings = (benchmark.settings, benchmark.arms[arm], benchmark.data[data], axes, seed)
-    digest = hashlib.sha256(
-        json.dumps([*settings, benchmark.evaluation, benchmark.kind], sort_keys=True).encode()
-    )
+    settings: list[Any] = [benchmark.settings, benchmark.arms[arm], benchmark.data[data], axes]
+    settings += [seed, benchmark.evaluation, benchmark.kind]
+    own = own_yaml(str(benchmark.data[data]["config"]))
+    if own is not None and own.is_file():  # what it says, which may change under its name
+        settings.append(OmegaConf.to_container(OmegaConf.load(own)))
+    if benchmark.kind != "training":  # these change what is measured, and nothing that is trained
+        settings += [benchmark.rounds, benchmark.threads]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     short = [f"{key.rpartition('.')[2]}{value}" for key, value in axes.items()]
     words = "-".join([data, arm, *short, f"seed{seed}"])
     return f"{re.sub(r'[^A-Za-z0-9.-]+', '_', words)}-{digest.hexdigest()[:8]}"

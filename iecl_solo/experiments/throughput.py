@@ -353,5 +353,6 @@ def write_table(store: Store, path: Path) -> None:
     rows = cells[cells["status"] == "done"].merge(wide, left_on="id", right_index=True)
     rows = rows.rename(columns={"arm": "pipeline", "data": "network"})
     order = sorted(wide.columns, key=lambda c: (c.startswith("training"), "ratio" in c, c))
-    table = rows[["pipeline", "network", "threads", *order]]
-    table.sort_values(["network", "threads", "pipeline"]).to_csv(path, index=False)
+    about = [name for name in ("network", "threads", "pipeline") if name in rows]
+    table = rows.sort_values(about)[[*reversed(about), *order]]
+    table.to_csv(path, index=False)

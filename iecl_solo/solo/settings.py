@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -91,6 +92,16 @@ def without_labels(cfg: DictConfig) -> bool:
     return bool(cfg.data.get("no_labels")) and cfg.data.dataset in FOLDER_DATASETS and in_files
 
 
+def expand_home(cfg: DictConfig) -> None:
+    """Write ``~`` in the paths of the images out: shells leave it alone after ``KEY=``."""
+    for key in ("train_path", "val_path"):
+        path = OmegaConf.select(cfg, f"data.{key}")
+        if isinstance(path, str):
+            cfg.data[key] = os.path.expanduser(path)
+        elif isinstance(path, ListConfig):
+            cfg.data[key] = [os.path.expanduser(str(p)) for p in path]
+
+
 def settle_labels(cfg: DictConfig) -> None:
     """``data.no_labels: null``, as packaged for a folder of one's own: what the folder shows.
 
@@ -118,6 +129,8 @@ def check_image_folder(key: str, path: str | Path) -> int:
     Raises:
         IECLError: one line, when the folder or one of its classes holds no image.
     """
+    if isinstance(path, (list, ListConfig)):
+        raise IECLError(f"{key}: {list(path)}: several folders have no labels, one is needed")
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise IECLError(f"{key}: {path}: no such folder")
@@ -228,6 +241,7 @@ def prepare_pretrain(cfg: DictConfig, host: Host) -> DictConfig:
         raise IECLError("augmentations: a list of at least one pipeline is needed")
     method = host.methods.get(cfg.method)
     schema.check(plain(cfg), tuple(getattr(method, "blocks", ())))
+    expand_home(cfg)
     settle_labels(cfg)
     if cfg.data.get("val_path"):
         require(cfg, ["optimizer.classifier_lr"])
@@ -279,6 +293,7 @@ def prepare_linear(cfg: DictConfig, host: Host) -> DictConfig:
     schema.check_steps(given["scheduler"])
     del given["scheduler"]["name"]  # it knows more of them than pretraining does
     schema.check(given)
+    expand_home(cfg)
     check_data(cfg, full_batches=False)
     cfg.name = cfg.get("name") or f"linear-{cfg.data.dataset}"
     with host_refusals("linear evaluation"):

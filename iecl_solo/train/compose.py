@@ -60,6 +60,16 @@ def optional(overrides: Sequence[str]) -> list[str]:
     return [f"++{o}" if o.startswith(blocks) else o for o in overrides]
 
 
+def own_yaml(config: str) -> Path | None:
+    """The file of a configuration that is a YAML of one's own, None for a packaged one.
+
+    >>> own_yaml("cifar"), own_yaml("/own/mine.yaml").name
+    (None, 'mine.yaml')
+    """
+    path = Path(config).expanduser().resolve()
+    return path if path.suffix in (".yaml", ".yml") else None
+
+
 def compose_pretrain(config: str, method: str, overrides: list[str]) -> DictConfig:
     """A pretraining configuration, as composed by Hydra; also from within one of Hydra's jobs.
 
@@ -71,10 +81,10 @@ def compose_pretrain(config: str, method: str, overrides: list[str]) -> DictConf
     Raises:
         IECLError: one line, when there is no such configuration or file.
     """
-    path = Path(config).expanduser().resolve()
+    path = own_yaml(config)
     source: initialize_config_dir | initialize_config_module
     with own_hydra():
-        if path.suffix in (".yaml", ".yml"):
+        if path is not None:
             if not path.is_file():
                 raise IECLError(f"{config}: no such file")
             source, name = initialize_config_dir(str(path.parent), version_base="1.3"), path.stem

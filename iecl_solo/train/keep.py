@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ def older(path: Path) -> list[Path]:
     """The checkpoints of before the one at ``path``, newest first: ``path.1``, ``path.2``, ..."""
     numbered = {
         int(p.name.rpartition(".")[2]): p
-        for p in path.parent.glob(f"{path.name}.*")
+        for p in path.parent.glob(f"{glob.escape(path.name)}.*")
         if p.name.rpartition(".")[2].isdigit()
     }
     return [numbered[n] for n in sorted(numbered)]

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from PIL import Image
@@ -182,6 +183,23 @@ def test_linear_takes_data_size_and_learning_rate_of_the_run(compared: Path, cap
     assert settings["data"]["augmentations"]["crop_size"] == 32
 
 
+def test_linear_by_a_yaml_of_ones_own_takes_what_it_leaves_open(compared: Path, tmp_path, capsys):
+    """Also where it has no ``data.augmentations``, which solo-learn's own have."""
+    own = {
+        "backbone": {"name": "timm/test_resnet"},
+        "data": {"dataset": "custom", "num_workers": 0},
+        "optimizer": {"name": "sgd", "batch_size": 8, "lr": 0.1, "weight_decay": 0},
+        "scheduler": {"name": "step", "lr_decay_steps": [1]},
+        **{"max_epochs": 1, "name": "mine", "devices": 1, "accelerator": "cpu"},
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
+    run = compared / "runs/simclr/simclr"
+    given = f"+pretrained_feature_extractor={run}"
+    assert main(["linear", "--config-path", str(tmp_path), "--config-name", "own", given]) == 0
+    size = json.loads((run / "mine.json").read_text())["settings"]["data"]["augmentations"]
+    assert size == {"crop_size": 32}
+
+
 def test_embed_any_folder_of_images(compared: Path, tmp_path: Path, monkeypatch, capsys):
     """Nested, of mixed formats; the same features in each format of file; it goes on."""
     photos = tmp_path / "photos"
@@ -225,6 +243,12 @@ def test_embed_any_folder_of_images(compared: Path, tmp_path: Path, monkeypatch,
     assert main(again) == 130 and not (tmp_path / "g.npy").exists()
     (parts,) = tmp_path.glob("g.npy.*.parts")
     (parts / "000002.npy.e9962b82.part").write_bytes(b"a kill in the middle of a write")
+    # another folder with files of these names has features of its own
+    shutil.copytree(photos, tmp_path / "others")
+    others = [a.replace(str(photos), str(tmp_path / "others")) for a in again]
+    assert main(others) == 0 and seen == [2, 4, 2, 4, 5]
+    del seen[2:]
+    (tmp_path / "g.npy").unlink()
     assert main(again) == 0 and seen == [2, 4, 5]
     assert np.array_equal(np.load(tmp_path / "g.npy"), features)
     assert not list(tmp_path.glob("*.parts"))

@@ -30,6 +30,7 @@ from iecl_solo.cli.main import main
 from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.protocol import EvaluationConfig
 from iecl_solo.evaluate.run import evaluate, split
+from iecl_solo.experiments.cell import _prepare
 from iecl_solo.experiments.cost import Step, interleaved, measure_cost
 from iecl_solo.experiments.grid import cells, configuration, read_benchmark
 from iecl_solo.experiments.store import STORE, Store, read_rows
@@ -642,6 +643,30 @@ def test_what_is_no_store_is_refused(tmp_path: Path):
             read_rows(tmp_path / "rows.csv")
     with pytest.raises(IECLError, match="no such file"):
         read_rows(tmp_path / "z.csv")
+
+
+def test_a_cell_has_another_id_whenever_what_it_says_is_another(images: Path, tmp_path: Path):
+    own = tmp_path / "own.yaml"
+    text = "method: simclr\noptimizer: { lr: LR }\n"
+
+    def ids(lr: str = "0.1", **changes: Any) -> list[str]:
+        own.write_text(text.replace("LR", lr))
+        given = grid(images, data={"mine": {"config": str(own)}}, **changes)
+        return [cell.id for cell in cells(read_benchmark(given))]
+
+    assert ids() == ids() == ids(rounds=5)  # a training has no rounds
+    assert not {*ids()} & {*ids(lr="0.2")}
+    assert not {*ids(kind="cost", rounds=5)} & {*ids(kind="cost", rounds=6)}
+    assert not {*ids(kind="cost", threads=1)} & {*ids(kind="cost", threads=2)}
+
+
+def test_how_often_a_cell_saves_is_its_settings(images: Path, tmp_path: Path):
+    often = {"checkpoint": {"every_n_steps": 7, "keep": 3, "frequency": 5, "dir": "elsewhere"}}
+    given = grid(images, dir=str(tmp_path))
+    benchmark = read_benchmark({**given, "settings": {**given["settings"], **often}})
+    made = _prepare(benchmark, cells(benchmark)[0]).checkpoint
+    expected = {"enabled": True, "dir": f"{tmp_path}/runs", "frequency": 1}
+    assert made == {**expected, "every_n_steps": 7, "keep": 3}
 
 
 # --- the evaluation

@@ -126,3 +126,14 @@ def test_the_table_has_a_line_for_each_pipeline_and_threads(tmp_path: Path):
         ("host", "1", 1.0),
     ]
     assert float(rows[0]["images_per_second"]) == 3000.0
+
+
+def test_the_table_of_a_benchmark_without_threads(tmp_path: Path):
+    store = Store(tmp_path / "rows")
+    cell = {"id": "host", "data": "r18", "arm": "host", "method": "simclr", "seed": 0}
+    store.claim({**cell, "against": None, "axes": {}})
+    store.finish("host", {"images_per_second": 500.0})
+    write_table(store, tmp_path / "throughput.csv")
+    assert (tmp_path / "throughput.csv").read_text() == (
+        "pipeline,network,images_per_second\nhost,r18,500.0\n"
+    )

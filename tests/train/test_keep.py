@@ -50,18 +50,19 @@ def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     )
 
 
+@pytest.mark.parametrize("name", ["run.ckpt", "lr[0.1].ckpt"])
 @pytest.mark.parametrize("keep", [1, 2, 3])
-def test_so_many_are_kept_newest_first(keep: int, tmp_path: Path):
-    path = tmp_path / "run.ckpt"
+def test_so_many_are_kept_newest_first(keep: int, name: str, tmp_path: Path):
+    path = tmp_path / name
     for n in range(5):
         write_checkpoint(_checkpoint(n), path, keep)
         there = [path, *older(path)]
         assert [read_checkpoint(p)["epoch"] for p in there] == list(range(n, max(-1, n - keep), -1))
     # main_knn.py takes any file that ends in .ckpt
-    assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".ckpt")] == ["run.ckpt"]
+    assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".ckpt")] == [name]
     assert len(list(tmp_path.iterdir())) == keep
     write_checkpoint(_checkpoint(5), path, 1)  # fewer than before
-    assert [p.name for p in tmp_path.iterdir()] == ["run.ckpt"]
+    assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
 def test_no_damage_is_read_as_something_else(tmp_path: Path, count: Count):

@@ -7,11 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from omegaconf import OmegaConf
 from support import HOST, raw_config
 
@@ -19,6 +22,7 @@ from iecl_solo.errors import IECLError
 from iecl_solo.solo.checkpoint import read_checkpoint
 from iecl_solo.train import fit as fit_module
 from iecl_solo.train import run as run_module
+from iecl_solo.train.callbacks.cost import CostMonitor, peak_memory_bytes
 from iecl_solo.train.complete import complete
 from iecl_solo.train.fit import fit, pretrain
 from iecl_solo.train.run import Run
@@ -70,6 +74,35 @@ def test_nested_name_keeps_its_checkpoint_and_goes_on_from_it(images: Path, tmp_
     first, second = sorted((folder / "logs").glob("version_*"))
     assert set(pd.read_csv(first / "metrics.csv")["epoch"]) == {0}
     assert set(pd.read_csv(second / "metrics.csv")["epoch"]) == {1}
+
+
+def test_a_run_that_ends_before_its_last_epoch_is_kept_too(images: Path, tmp_path: Path):
+    """As by max_steps, where no epoch's end was due to save."""
+    run = pretrain(_cfg(images, tmp_path, max_epochs=9, max_steps=4, checkpoint__frequency=100))
+    assert run.result is not None and read_checkpoint(run.checkpoint)["global_step"] == 4
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").is_file(), reason="Linux alone says it")
+def test_peak_memory_is_not_that_of_what_the_process_did_before():
+    """A benchmark trains its cells one after the other in one process."""
+    cpu = torch.device("cpu")
+    held = np.ones(2**25)
+    high = peak_memory_bytes(cpu)
+    del held
+    assert peak_memory_bytes(cpu) > high - 2**24
+    strategy: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=cpu))
+    monitor = CostMonitor()
+    monitor.setup(strategy, pl.LightningModule(), "fit")
+    assert peak_memory_bytes(cpu) == monitor._peak(cpu) < high - 2**27
+
+
+def test_a_home_folder_is_written_out(images: Path, tmp_path: Path, monkeypatch):
+    """Shells leave it alone after ``data.train_path=``."""
+    monkeypatch.setenv("HOME", str(images.parent))
+    given = _cfg(images, tmp_path, data__val_path=f"~/{images.name}")
+    given.data.train_path = f"~/{images.name}"
+    cfg = complete(given, HOST)
+    assert cfg.data.train_path == cfg.data.val_path == str(images)
 
 
 @pytest.mark.usefixtures("ctrl_c")

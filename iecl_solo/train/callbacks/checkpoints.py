@@ -70,6 +70,8 @@ class Checkpoints(Checkpoint):
             self._stop(trainer, f"the end of epoch {done}")
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.global_step != self._saved_step:  # max_steps or max_time ended it
+            self._save(trainer)
         self.signals.stepping = False
 
     def on_exception(
