@@ -98,6 +98,21 @@ def _over(settings: int) -> str:
     return f", averaged over {settings} settings" if settings > 1 else ""
 
 
+def _standing(measure: str, mean: float) -> str:
+    """Where a difference puts an arm: neither side is "ahead" where neither is better."""
+    side = better(measure)
+    if not side:
+        return "above" if mean > 0 else "below"
+    return "ahead of" if side * mean > 0 else "behind"
+
+
+def _why_untested(differences: Sequence[Difference]) -> str:
+    """Why no one of them was tested, in words."""
+    few = any(difference.n < MIN_SEEDS for difference in differences)
+    same = any(difference.n >= MIN_SEEDS for difference in differences)
+    return " or ".join(["too few to test"] * few + ["the same difference at every one"] * same)
+
+
 def _answer_of_one(
     measure: str, arm: str, other: str, settings: int, difference: Difference, p: float
 ) -> str:
@@ -105,9 +120,8 @@ def _answer_of_one(
     if not difference.n:
         return f"No seed of {arm} and {other} has every setting yet."
     if sign(caution(difference, p)) == "†":
-        why = "the same difference at every one" if difference.n >= MIN_SEEDS else "too few to test"
         return (
-            f"Not tested ({seeds}, {why}): in {name(measure)} {arm} is "
+            f"Not tested ({seeds}, {_why_untested([difference])}): in {name(measure)} {arm} is "
             f"{_amount(measure, difference)} from {other}{_over(settings)}."
         )
     if caution(difference, p):
@@ -117,35 +131,38 @@ def _answer_of_one(
             f"{_amount(measure, difference)}{_over(settings)}; {seeds}, paired t, {_p(p)}, minimum "
             f"detectable difference {amount(least, difference_unit(measure))} at 80 % power."
         )
-    up, down = ("ahead of", "behind") if better(measure) else ("above", "below")
     return (
-        f"{arm} is {up if difference.mean > 0 else down} {other} in {name(measure)} by "
+        f"{arm} is {_standing(measure, difference.mean)} {other} in {name(measure)} by "
         f"{_amount(measure, difference)}{_over(settings)}; {seeds}, paired t, {_p(p)}."
     )
 
 
 def _answer_of_many(measure: str, rows: Sequence[tuple[str, str, int, Difference, float]]) -> str:
-    significant = [row for row in rows if not caution(row[3], row[4])]
-    up = [_called(row[0]) for row in significant if row[3].mean > 0]
-    down = [_called(row[0]) for row in significant if row[3].mean < 0]
-    rest = [_called(row[0]) for row in rows if row not in significant]
+    there = [row for row in rows if row[3].n]
+    if not there:
+        return "No seed of an arm and its baseline has every setting yet."
+    marks = [sign(caution(row[3], row[4])) for row in rows]
+    significant, rest, untested = (
+        [row for row, its in zip(rows, marks, strict=True) if its == mark]
+        for mark in ("", "n.s.", "†")
+    )
     seeds = sorted({row[3].n for row in rows})
     n = count(seeds[-1], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-    largest = max(rows, key=lambda row: abs(row[3].mean) if row[3].n else -1.0)
+    largest = max(there, key=lambda row: abs(row[3].mean))
     far = f"the largest difference is {_amount(measure, largest[3])}, {_called(largest[0])}"
     far += _over(largest[2])
-    if not significant and seeds[-1] < MIN_SEEDS:
-        return f"Not tested ({n}, too few to test): in {name(measure)} {far}."
+    if len(untested) == len(rows):
+        why = _why_untested([row[3] for row in rows])
+        return f"Not tested ({n}, {why}): in {name(measure)} {far}."
+    how = f"{n}, paired t, Holm-corrected"
     if not significant:
-        least = [detectable_difference(row[3].n, row[3].sd) for row in rows]
-        finest = min((value for value in least if math.isfinite(value)), default=math.nan)
-        words = ""
-        if math.isfinite(finest):
-            finest_words = amount(finest, difference_unit(measure))
-            words = f"; minimum detectable difference {finest_words} or more at 80 % power"
+        finest = min(detectable_difference(row[3].n, row[3].sd) for row in rest)
+        how += f"; minimum detectable difference {amount(finest, difference_unit(measure))} or more"
+        how += " at 80 % power"
+    if len(rest) == len(rows):
         return (
             f"None of {len(rows)} arms is significantly different from its baseline in "
-            f"{name(measure)} ({n}, paired t, Holm-corrected{words}); {far}."
+            f"{name(measure)} ({how}); {far}."
         )
     bases = {row[1] for row in rows}
 
@@ -154,24 +171,26 @@ def _answer_of_many(measure: str, rows: Sequence[tuple[str, str, int, Difference
             return _called(next(iter(bases)))
         return "its baseline" if len(arms) == 1 else "their baselines"
 
-    above, below = ("ahead of", "behind") if better(measure) else ("above", "below")
+    said: dict[str, list[str]] = {}
+    for where in ("ahead of", "behind", "above", "below"):
+        said[where] = [_called(r[0]) for r in significant if _standing(measure, r[3].mean) == where]
+    said["not significantly different from"] = [_called(row[0]) for row in rest]
     parts = [
         f"{listed(arms)} {'is' if len(arms) == 1 else 'are'} {where} {from_(arms)}"
-        for arms, where in ((up, above), (down, below))
+        for where, arms in said.items()
         if arms
     ]
-    if rest:
-        verb = "is" if len(rest) == 1 else "are"
-        parts.append(f"{listed(rest)} {verb} not significantly different from {from_(rest)}")
-    return f"In {name(measure)}, {', '.join(parts)}; {far} ({n}, paired t, Holm-corrected)."
+    if untested:
+        arms = [_called(row[0]) for row in untested]
+        parts.append(f"{listed(arms)} {'is' if len(arms) == 1 else 'are'} not tested")
+    return f"In {name(measure)}, {', '.join(parts)}; {far} ({how})."
 
 
 def _trend(results: Results, measure: str, row: tuple[str, str, int, Difference, float]) -> str:
     """What the batch size does to the only difference, where it is an axis."""
     if BATCH_SIZE not in results.axes:
         return ""
-    sizes = {i: x for values in groups(results, BATCH_SIZE).values() for x, i in values if x > 0}
-    slope = slopes(results, measure, sizes).get(row[:2])
+    slope = slopes(results, measure, groups(results, BATCH_SIZE)).get(row[:2])
     if slope is None:
         return ""
     if caution(slope, slope.p):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 
 import jinja2
 
 from iecl_solo.experiments.store import Store
+from iecl_solo.files import replacing
 from iecl_solo.report.answer import answer, collapses, state
 from iecl_solo.report.results import count, read, text
 from iecl_solo.report.runs import configuration_table, run_notes, shared
@@ -31,10 +31,8 @@ def _environment(escape: bool) -> jinja2.Environment:
 
 
 def _write(path: Path, content: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(content, encoding="utf-8")
-    os.replace(part, path)
+    with replacing(path) as part:
+        part.write_text(content, encoding="utf-8")
 
 
 def write_report(store: Store, to: Path) -> Path:
@@ -48,6 +46,9 @@ def write_report(store: Store, to: Path) -> Path:
 
     Returns:
         The path of the page, one file that needs no network and no script.
+
+    Raises:
+        CannotWrite: one line, when the disk is full or cannot be written to.
 
     Example:
         >>> import tempfile

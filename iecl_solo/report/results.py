@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -70,8 +71,17 @@ def listed(words: Sequence[str], most: int = 4) -> str:
 
 
 def slug(words: str) -> str:
-    """A file's name, and an id in a page."""
-    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-") or "x"
+    """A file's name, and an id in a page; words in other letters are told apart by a hash.
+
+    Example:
+        >>> slug("knn_acc1/stl10"), slug("knn_acc1/花"), slug("数据")
+        ('knn-acc1-stl10', 'knn-acc1-4efae2cb', 'x-5440f742')
+    """
+    plain = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-") or "x"
+    # "–" is in no name: it is how `text` shows a setting without a value
+    if words.replace("–", "").isascii():
+        return plain
+    return f"{plain}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)
@@ -245,9 +255,13 @@ def data_name(given: str, config: Any) -> str:
 
 
 def _named_data(cells: pd.DataFrame) -> pd.DataFrame:
-    names = [data_name(d, c) for d, c in zip(cells["data"], cells["config"], strict=True)]
+    given = cells["data"]
+    names = [data_name(d, c) for d, c in zip(given, cells["config"], strict=True)]
+    # under the name of another data set the two would be one setting, and their runs crossed
+    if any(d != n and n in set(given) for d, n in zip(given, names, strict=True)):
+        return cells
     # a run that has not finished goes by the name of those that have, of the same data
-    known = {d: n for d, n in zip(cells["data"], names, strict=True) if d != n}
+    known = {d: n for d, n in zip(given, names, strict=True) if d != n}
     return cells.assign(data=[known.get(n, n) for n in names])
 
 
@@ -312,28 +326,41 @@ def groups(results: Results, axis: str) -> dict[tuple[str, ...], list[tuple[floa
 
 
 def slopes(
-    results: Results, measure: str, sizes: Mapping[int, float]
+    results: Results,
+    measure: str,
+    settings: Mapping[tuple[str, ...], Sequence[tuple[float, int]]],
 ) -> dict[tuple[str, str], Difference]:
     """Change of a paired difference when the batch size doubles.
 
     Args:
         results: the rows.
         measure: what the difference is of.
-        sizes: batch size by setting; settings of one size are averaged first.
+        settings: (batch size, setting) by what else a setting is, as ``groups`` has them.
 
     Returns:
-        By arm and baseline: per seed the least-squares slope over log2 of the size, then its mean
-        over the seeds that have every size; an arm with fewer than two sizes is left out.
+        By arm and baseline: per seed the mean over ``settings`` at each size and its least-squares
+        slope over log2 of the size, then the slopes' mean over the seeds that have all of it. A
+        data set (or what else ``settings`` tells apart) without some size is left out, as it would
+        move the mean at the other sizes alone; so is an arm with fewer than two sizes.
     """
+    place = {i: (n, x) for n, at in enumerate(settings.values()) for x, i in at if x > 0}
     both = pairs(results.of(measure), ["setting"])
-    both = both[both["setting"].isin(sizes)]
-    both = both.assign(d=both["value"] - both["baseline"], size=both["setting"].map(sizes))
+    both = both[both["setting"].isin(place)]
+    both = both.assign(
+        d=both["value"] - both["baseline"],
+        rest=[place[i][0] for i in both["setting"]],
+        size=[place[i][1] for i in both["setting"]],
+    )
     found = {}
     for (arm, other), group in both.groupby(["arm", "against"], sort=False):
-        wide = group.pivot_table(index="seed", columns="size", values="d").dropna()
-        if len(wide) and wide.shape[1] > 1:
-            x = np.log2(wide.columns.to_numpy(dtype=float))
-            each = np.polyfit(x, wide.to_numpy().T, 1)[0]
+        sizes = group.groupby("rest")["size"].nunique()
+        whole = sizes.index[sizes == group["size"].nunique()]
+        wide = group[group["rest"].isin(whole)]
+        wide = wide.pivot_table(index="seed", columns=["size", "rest"], values="d").dropna()
+        if len(wide) and group["size"].nunique() > 1:
+            by_size = wide.T.groupby(level="size").mean()
+            x = np.log2(by_size.index.to_numpy(dtype=float))
+            each = np.polyfit(x, by_size.to_numpy(), 1)[0]
             found[str(arm), str(other)] = paired_difference(each, np.zeros(len(each)))
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import re
 import shutil
@@ -24,7 +25,7 @@ from iecl_solo.experiments.store import STORE, Store, read_rows
 from iecl_solo.report.answer import answer, collapses
 from iecl_solo.report.figures import COLOURS, looks
 from iecl_solo.report.page import write_report
-from iecl_solo.report.results import read
+from iecl_solo.report.results import read, slug
 from iecl_solo.report.sections import overview
 from iecl_solo.report.sections.curves import over_seeds
 from iecl_solo.report.sections.measures import main_table
@@ -272,6 +273,34 @@ def test_an_arm_with_a_comma_is_one_arm(tmp_path: Path):
     assert words.startswith("In k-NN top-1, iecl_simclr and “all, convex” are ahead of simclr; ")
 
 
+@pytest.mark.parametrize("gain", [0.5, -0.5])
+def test_what_is_better_lower_is_ahead_below(gain: float, tmp_path: Path):
+    other = "climb_simclr"
+    for arms, measure in (
+        (("iecl_simclr",), "uniformity"),
+        (("iecl_simclr", other), "uniformity"),
+        (("iecl_simclr", other), "alpha_req"),
+    ):
+        store = make_store(
+            tmp_path / f"{measure} {len(arms)}",
+            arms={arm: {"method": arm} for arm in ("simclr", *arms)},
+            measures=[measure],
+        )
+        gains = {"simclr": 0.0, "iecl_simclr": gain, other: -gain}
+        for cell in store.cells().to_dict("records"):
+            noise = 0.01 * cell["seed"] * gains[cell["arm"]]
+            store.finish(cell["id"], {measure: -3 + gains[cell["arm"]] + noise})
+        words = answer(read(store))
+        if len(arms) == 1:
+            assert f"iecl_simclr is {'behind' if gain > 0 else 'ahead of'} simclr in" in words
+            continue
+        high, low = ("iecl_simclr", other) if gain > 0 else (other, "iecl_simclr")
+        if measure == "uniformity":
+            assert f", {low} is ahead of simclr, {high} is behind simclr; " in words
+        else:  # neither more nor less of it is better
+            assert f", {high} is above simclr, {low} is below simclr; " in words
+
+
 def test_answer_without_a_difference(tmp_path: Path):
     store = make_store(tmp_path, arms=TWO, seeds=range(3), spread=20.0)
     found = answer(read(store))
@@ -303,6 +332,82 @@ def test_answer_says_what_the_batch_size_does(per_doubling: float, tmp_path: Pat
     assert "is ahead of simclr in k-NN top-1 by +" in words and words.endswith(amount)
     told = "it falls with the batch size" in words
     assert told == (per_doubling != 0) == (test.pvalue < 0.05)
+
+
+def test_missing_runs_make_no_trend(tmp_path: Path):
+    store = make_store(
+        tmp_path, arms=TWO, data=("a", "b"), seeds=range(3), axes={BATCH: [64, 128, 512]}
+    )
+    rng = np.random.default_rng(0)
+    for cell in store.cells().to_dict("records"):
+        gain = {"a": 1.0, "b": 5.0}[cell["data"]] * (cell["arm"] == "iecl_simclr")
+        store.finish(cell["id"], {"knn_acc1": 80 + gain + rng.normal(0, 0.02)})
+        if cell["data"] == "b" and cell[BATCH] == 512:
+            store.fail(cell["id"], "CUDA out of memory")
+    words = answer(read(store))
+    assert "; it does not change significantly with the batch size: " in words
+    # where no data set has every size there is nothing to say
+    for seed in range(3):
+        store.fail(f"a-iecl_simclr-(64,)-{seed}", "killed")
+    assert "batch size" not in answer(read(store))
+
+
+def test_arms_without_enough_seeds_are_not_called_alike(tmp_path: Path):
+    arms = {"simclr": {}, "a": {}, "b": {}}
+    store = make_store(tmp_path, arms=arms)
+
+    def said(a: float, *failed: str) -> str:
+        gains = {"simclr": np.zeros(3), "a": a + np.array([0.0, 0.2, -1.0]), "b": [9.0, 9.1, 9.3]}
+        for arm in arms:
+            for seed in range(3):
+                cell = f"digits-{arm}-()-{seed}"
+                store.finish(cell, {"knn_acc1": 80.0 + gains[arm][seed]})
+                if f"{arm}{seed}" in failed:
+                    store.fail(cell, "killed")
+        return answer(read(store)).partition("): ")[2]
+
+    largest = "the largest difference is +9.00 points, b (1 to 3 seeds, paired t, Holm-corrected"
+    words = "In k-NN top-1, a is ahead of simclr, b is not tested; "
+    assert said(9.0, "b1", "b2") == f"{words}{largest})."
+    words = "In k-NN top-1, a is not significantly different from simclr, b is not tested; "
+    found = said(0.0, "b1", "b2")
+    assert found.startswith(f"{words}{largest}; minimum detectable difference 2.1 points or more")
+
+
+def test_arms_of_which_no_seed_is_whole(tmp_path: Path):
+    arms = {"simclr": {}, "a": {}, "b": {}}
+    store = make_store(tmp_path, arms=arms, data=("x", "y"), seeds=(0, 1))
+    for cell in store.cells().to_dict("records"):
+        if (cell["data"] == "x") != (cell["seed"] == 0):
+            store.fail(cell["id"], "killed")
+    words = "So far (6 of 12 runs): No seed of an arm and its baseline has every setting yet."
+    assert answer(read(store)) == words
+    # where a has seeds by now and b has none, the largest difference is of a
+    for cell in store.cells().to_dict("records"):
+        if cell["arm"] != "b":
+            store.finish(cell["id"], {"knn_acc1": 80.0 + cell["seed"] * (cell["arm"] == "a")})
+    assert answer(read(store)).endswith(
+        "Not tested (0 to 2 seeds, too few to test): in k-NN top-1 the largest difference is "
+        "+0.50 points (95 % interval −5.85 to +6.85), a, averaged over 2 settings."
+    )
+
+
+def test_why_nothing_is_tested(tmp_path: Path):
+    store = make_store(tmp_path, arms={"simclr": {}, "a": {}, "b": {}})
+    for cell in store.cells().to_dict("records"):
+        store.finish(cell["id"], {"knn_acc1": 80.0 + {"simclr": 0, "a": 1, "b": 2}[cell["arm"]]})
+    results = read(store)
+    assert answer(results) == (
+        "Not tested (3 seeds, the same difference at every one): in k-NN top-1 the largest "
+        "difference is +2.00 points, b."
+    )
+    assert main_table(results, "knn_acc1").caption.endswith(
+        " †: not tested against its baseline (fewer than 3 seeds, or the same difference at every "
+        "seed)."
+    )
+    store.fail("digits-b-()-1", "killed")
+    words = "Not tested (2 to 3 seeds, too few to test or the same difference at every one): in"
+    assert words in answer(read(store))
 
 
 def test_rows_outside_the_grid_do_not_count(tmp_path: Path):
@@ -501,6 +606,62 @@ def test_report_is_the_same_twice(tmp_path: Path):
     assert write_report(store, tmp_path / "b").read_bytes() == first
 
 
+def test_two_reports_of_one_folder_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = make_store(tmp_path / "store", arms=TWO)
+    wanted = write_report(store, tmp_path / "alone").read_bytes()
+    write_text, begun = Path.write_text, set()
+
+    def slow(path: Path, *args, **kwargs):
+        n = write_text(path, *args, **kwargs)
+        if path.parent not in begun:  # what another process does before this file is in place
+            begun.add(path.parent)
+            write_report(store, tmp_path / "both")
+        return n
+
+    monkeypatch.setattr(Path, "write_text", slow)
+    assert write_report(store, tmp_path / "both").read_bytes() == wanted
+    alone, both = (
+        {path.relative_to(folder) for path in folder.rglob("*")}
+        for folder in (tmp_path / "alone", tmp_path / "both")
+    )
+    assert len(begun) == 3 and alone == both
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    store = make_store(tmp_path, arms=TWO)
+    page = write_report(store, tmp_path).read_bytes()
+
+    def full(path: Path, *args, **kwargs):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert main(["report", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert "it cannot be written (No space left on device)" in err and err.count("\n") == 1
+    assert (tmp_path / "report.html").read_bytes() == page
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_names_in_other_letters_have_files_of_their_own(tmp_path: Path):
+    names = ["数据", "照片", "knn_acc1/花", "knn_acc1", "é", "è", "–", "a"]
+    assert len({slug(name) for name in names}) == len(names)
+    assert all(re.fullmatch(r"[a-z0-9-]+", slug(name)) for name in names)
+    # a setting without a value is no other letter
+    assert [slug(name) for name in ("knn_acc1/stl10", "digits-–")] == ["knn-acc1-stl10", "digits"]
+    store = make_store(tmp_path, arms=TWO, measures=["knn_acc1", "knn_acc1/花"])
+    for i, cell in enumerate(store.meta()["cells"]):
+        store.finish(cell, {"knn_acc1": 80.0 + i, "knn_acc1/花": 50.0 + i})
+    write_report(store, tmp_path)
+    page = Page(tmp_path / "report.html")
+    assert [name for name, n in page.ids.items() if n > 1] == []
+    for measure, mean in (("knn_acc1", 82.0), ("knn_acc1/花", 52.0)):
+        table = pd.read_csv(tmp_path / "tables" / f"{slug(measure)}.csv").set_index("arm")
+        assert table.loc["simclr", "mean"] == mean
+
+
 @pytest.mark.parametrize("given", ["folder", "file"])
 def test_command(given: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     store = make_store(tmp_path, arms=TWO, seeds=(0,))
@@ -614,6 +775,16 @@ def test_folder_of_images_goes_by_its_own_name(tmp_path: Path):
         store.finish(cell, {"knn_acc1": 1.0}, config=config)
     results = read(store)
     assert results.settings == [("digits",)] and len(results.cells) == 4
+
+
+def test_folder_of_images_does_not_take_another_data_sets_name(tmp_path: Path):
+    store = make_store(tmp_path, arms=TWO, seeds=(0, 1), data=("custom", "digits"))
+    for cell in store.meta()["cells"]:
+        config = {"data": {"dataset": "custom", "train_path": "datasets/digits/train"}}
+        store.finish(cell, {"knn_acc1": 1.0}, config=config)
+    results = read(store)
+    assert results.settings == [("custom",), ("digits",)]
+    assert results.differences["knn_acc1"]["n"].tolist() == [2, 2]
 
 
 def test_top5_is_left_out_with_five_classes_or_fewer(tmp_path: Path):

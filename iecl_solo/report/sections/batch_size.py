@@ -82,8 +82,7 @@ def trend_table(
     """Whether the difference changes with the batch size: per seed its slope, then t over seeds."""
     found: list[tuple[tuple[str, ...], str, Difference]] = []
     for rest, values in settings.items():
-        sizes = {i: x for x, i in values if x > 0}
-        for (arm, other), slope in slopes(results, measure, sizes).items():
+        for (arm, other), slope in slopes(results, measure, {rest: values}).items():
             found.append((rest, f"{arm} − {other}", slope))
     if not found:
         return None

@@ -97,7 +97,10 @@ def main_table(results: Results, measure: str) -> Table:
             "Holm's correction)."
         )
     if "†" in marks:
-        caption += f" †: not tested against its baseline (fewer than {MIN_SEEDS} seeds)."
+        caption += (
+            f" †: not tested against its baseline (fewer than {MIN_SEEDS} seeds, or the same "
+            "difference at every seed)."
+        )
     return Table(
         slug(measure), heading(title(measure)), caption, head, rows, align, expand(results, data)
     )
