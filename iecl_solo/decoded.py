@@ -7,6 +7,7 @@ after its first epoch, once for all processes. It is made anew when a file of th
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import shutil
@@ -76,9 +77,12 @@ def fingerprint(files: Sequence[Path], root: Path, *settings: object) -> str:
     """Changes when a file is added, removed, renamed or written to, or a setting is another."""
     digest = hashlib.sha256(repr((_FORMAT, settings)).encode())
     for path in files:
-        stat = path.stat()
-        name = os.path.relpath(path, root)
-        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        try:
+            stat = path.stat()
+            state = f"{stat.st_size}\0{stat.st_mtime_ns}"
+        except OSError:  # a link to nothing, which is found out when it is read
+            state = "gone"
+        digest.update(os.fsencode(os.path.relpath(path, root)) + f"\0{state}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -143,7 +147,8 @@ def decode(
     if not path.is_file():
         with FileLock(folder / f"{stem}.lock"):
             if not path.is_file():  # another process may have made it meanwhile
-                for old in folder.glob(f"{stem}-*.npy*"):
+                # of this variant alone: another one's name goes on where this one's key begins
+                for old in folder.glob(f"{glob.escape(stem)}-{'[0-9a-f]' * 16}.npy*"):
                     old.unlink(missing_ok=True)  # whoever has it mapped keeps it
                 _write(path, _Pixels(read, count), stored, workers)
     records: np.ndarray = np.load(path, mmap_mode="r")

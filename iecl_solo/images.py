@@ -9,7 +9,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from iecl_solo.errors import IECLError
 
@@ -43,7 +43,7 @@ def load_image(source: str | os.PathLike[str] | BytesIO, name: str | None = None
         with opened as file:
             image: Image.Image = Image.open(file)
             image.load()
-        image = ImageOps.exif_transpose(image)
+        image = _upright(image)
         if image.mode.startswith(("I", "F")):
             image = _to_8_bits(image)
         return image.convert("RGB")
@@ -55,6 +55,27 @@ def load_image(source: str | os.PathLike[str] | BytesIO, name: str | None = None
         text = str(error).splitlines()
         reason = text[0] if text and "cannot identify" not in text[0] else "no image"
         raise IECLError(f"image {path}: it does not decode ({reason})") from None
+
+
+#: What turns an image upright, by the EXIF tag 274, Orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # not ImageOps.exif_transpose: it writes the other tags anew, and fails at one of a wrong type
+    try:
+        turn = _TURNS.get(image.getexif().get(274, 1))
+    except Exception:  # whatever a damaged block makes PIL raise; the pixels are there
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

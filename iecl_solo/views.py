@@ -368,6 +368,9 @@ def bicubic_weights(start: Tensor, length: Tensor, source: int, target: int) -> 
     weights = (outer - 1).mul_(outer).mul_(outer).mul_(0.5)
     weights += (1 - 2 * inner).mul_(inner).mul_(inner)
     within = (at >= start[:, None]) & (at < (start + length)[:, None])
+    # a piece between two pixels' centres is of the pixel that it lies in
+    lies_in = (start + length / 2).floor().clamp(0, source - 1)[:, None] == at - 0.5
+    within |= lies_in & ~within.any(1, keepdim=True)
     weights *= within[:, None]
     return weights.div_(weights.sum(2, keepdim=True))
 

@@ -21,7 +21,7 @@ from iecl_solo.patches.lightning2 import (
     VALIDATION_EPOCH_END,
 )
 from iecl_solo.patches.metrics import KNN_METRIC
-from iecl_solo.patches.momentum import MOMENTUM_RATE
+from iecl_solo.patches.momentum import MOMENTUM_RATE, MOMENTUM_STEP
 from iecl_solo.patches.no_cuda import NO_CUDA
 from iecl_solo.patches.optimizer import LARS_CLOSURE
 from iecl_solo.patches.patch import Applied, Patch, Stage
@@ -47,6 +47,7 @@ PATCHES = [
     PLAIN_CHECKPOINTS,
     RESUMED_BUFFERS,
     MOMENTUM_RATE,
+    MOMENTUM_STEP,
     DEVICE_COUNT,
     NO_CUDA,
 ]

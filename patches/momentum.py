@@ -1,4 +1,4 @@
-"""A resumed momentum network goes on at the rate it had reached."""
+"""A resumed momentum network goes on at the rate and the step it had reached."""
 
 from __future__ import annotations
 
@@ -45,6 +45,33 @@ def _save_the_rate() -> None:
     base.on_save_checkpoint = on_save_checkpoint
     base.on_load_checkpoint = on_load_checkpoint
 
+
+def _steps_begin_at_0(_: Path) -> bool:
+    return "global_step" not in _base().on_train_start.__code__.co_names
+
+
+def _begin_at_the_step_reached() -> None:
+    base = _base()
+    start = base.on_train_start
+
+    @functools.wraps(start)
+    def on_train_start(self: Any) -> None:
+        start(self)
+        self.last_step = self.trainer.global_step
+
+    base.on_train_start = on_train_start
+
+
+MOMENTUM_STEP = Patch(
+    name="momentum-step",
+    stage=Stage.AFTER_IMPORT,
+    versions="1.0.2 and GitHub main",
+    symptom="with accumulate_grad_batches a resumed run of a momentum method updates its momentum "
+    "network after the first batch, before the optimiser has made a step",
+    remedy="steps are counted from the one that the run goes on from",
+    present=_steps_begin_at_0,
+    apply=_begin_at_the_step_reached,
+)
 
 MOMENTUM_RATE = Patch(
     name="momentum-rate",

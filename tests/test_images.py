@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,28 @@ def test_exif_orientation_is_applied(tmp_path: Path):
     exif[0x0112] = 6  # turned by 90 degrees
     image.save(tmp_path / "x.jpg", exif=exif)
     assert load_image(tmp_path / "x.jpg").size == (32, 64)
+
+
+@pytest.mark.parametrize("odd", [{282: "72"}, {256: "64"}, {274: "six"}])
+def test_an_odd_tag_beside_the_orientation_is_no_matter(odd: dict[int, str], tmp_path: Path):
+    """As some cameras write them: a resolution or a width that is a text."""
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(GRADIENT[:32]).save(tmp_path / "x.jpg", exif=_with_texts(exif, odd))
+    turned = load_image(tmp_path / "x.jpg").size
+    assert turned == ((64, 32) if 274 in odd else (32, 64))
+
+
+def _with_texts(exif: Image.Exif, texts: dict[int, str]) -> bytes:
+    """The EXIF block of PIL with more tags, of type ASCII: PIL itself writes the right type."""
+    tags = {**{k: ("H", v) for k, v in exif.items()}, **{k: ("s", v) for k, v in texts.items()}}
+    block = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags))
+    for tag, (kind, value) in sorted(tags.items()):
+        data = value.encode() + b"\0" if kind == "s" else struct.pack("<H", value)
+        assert len(data) <= 4  # in its place
+        block += struct.pack("<HHI", tag, 2 if kind == "s" else 3, len(data) if kind == "s" else 1)
+        block += data.ljust(4, b"\0")
+    return block + struct.pack("<I", 0)
 
 
 def test_an_rgb_jpeg_is_what_torchvision_reads(tmp_path: Path):

@@ -157,6 +157,14 @@ def test_bicubic_weights_are_interpolates():
         torch.testing.assert_close(weights[0] @ images[0, 0], expected[0, 0], atol=1e-5, rtol=1e-5)
 
 
+def test_a_piece_narrower_than_a_pixel_is_that_pixel():
+    """As of a very long, thin image that is kept as a square."""
+    start, length = torch.tensor([0.6, 3.2, 3.999]), torch.tensor([0.3, 0.2, 0.001])
+    weights = bicubic_weights(start, length, source=4, target=2)
+    expected = torch.nn.functional.one_hot(torch.tensor([0, 3, 3]), 4).float()
+    torch.testing.assert_close(weights, expected[:, None].expand(3, 2, 4))
+
+
 @pytest.mark.parametrize("part", ["brightness", "contrast", "saturation"])
 def test_each_part_of_jitter_is_pils(part: str):
     images = photographs()

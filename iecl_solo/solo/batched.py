@@ -122,6 +122,14 @@ def _flat(transform: Any, prob: float) -> Iterator[tuple[Any, float]]:
         yield transform, prob
 
 
+def keeps_shape(pipeline: Any) -> bool:
+    """Whether it resizes the shorter side alone, so that views have their images' shapes."""
+    return any(
+        isinstance(t, transforms.Resize) and isinstance(t.size, int)
+        for t, _ in _flat(pipeline, 1.0)
+    )
+
+
 def decoded(
     dataset: Any, paths: Sequence[Path], *, largest_crop: int, fraction: float, workers: int
 ) -> Decoded:
@@ -154,6 +162,7 @@ def decoded(
         files = list(paths)
     variant = "" if fraction < 0 else f"-{fraction:g}"
     variant += f"-and-{len(paths) - 1}" if len(paths) > 1 else ""
+    variant += "" if getattr(dataset, "labelled", True) else "-unlabelled"
     return decode(
         lambda index: dataset[index][1:],
         files,

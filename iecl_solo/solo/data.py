@@ -18,7 +18,7 @@ from iecl_solo.decoded import undecodable
 from iecl_solo.errors import IECLError
 from iecl_solo.images import image_files, in_loops, load_image
 from iecl_solo.order import EpochOrder, SteadyLoader
-from iecl_solo.solo.batched import BatchedLoader, batched, decoded
+from iecl_solo.solo.batched import BatchedLoader, batched, decoded, keeps_shape
 from iecl_solo.solo.host import Host
 from iecl_solo.solo.settings import sources, without_labels
 from iecl_solo.solo.shards import FORMATS, MIXED, ShardImages, open_shards, tar_files
@@ -107,6 +107,11 @@ def pretrain_loader(
         fraction=cfg.data.fraction,
         workers=cfg.data.num_workers,
     )
+    if any(map(keeps_shape, pipelines)) and (images.sizes[:, 0] != images.sizes[:, 1]).any():
+        raise IECLError(
+            "data.views: batched makes square views, and without rrc these images are not square; "
+            "per_image keeps their shape"
+        )
     order = EpochOrder(len(images), cfg.optimizer.batch_size, cfg.seed)
     return BatchedLoader(images, forms, order, device)
 
@@ -185,6 +190,8 @@ class Unlabelled(Dataset):
         files: the images.
         transform: from an image to its views.
     """
+
+    labelled = False
 
     def __init__(self, files: Sequence[Path], transform: Any) -> None:
         self.root, self.images, self.transform = Path("/"), [f.absolute() for f in files], transform

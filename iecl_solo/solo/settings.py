@@ -142,10 +142,10 @@ def check_image_folder(key: str, path: str | Path) -> int:
         )
     total = 0
     for folder_of_class in classes:
-        images = sum(1 for f in folder_of_class.rglob("*") if f.suffix.lower() in SUFFIXES)
-        if images == 0:
-            raise IECLError(f"{key}: {folder_of_class}: the class holds no image")
-        total += images
+        try:
+            total += len(image_files(folder_of_class))
+        except IECLError:
+            raise IECLError(f"{key}: {folder_of_class}: the class holds no image") from None
     return total
 
 
@@ -176,6 +176,26 @@ def device_count(cfg: DictConfig) -> int:
         raise IECLError(f"devices: {devices!r} is not allowed, 2 or [0, 1] is") from None
 
 
+def process_count(cfg: DictConfig) -> int:
+    """How many processes train, each on its part of the images: devices times nodes."""
+    return device_count(cfg) * int(cfg.get("num_nodes") or 1)
+
+
+def too_few(cfg: DictConfig, images: int, which: str) -> None:
+    """Refuse a batch that is never full.
+
+    Raises:
+        IECLError: one line, where each process has fewer images than a batch.
+    """
+    size, processes = cfg.optimizer.batch_size, process_count(cfg)
+    if images < size * processes:
+        each = f", on each of {processes} devices," if processes > 1 else ""
+        raise IECLError(
+            f"optimizer.batch_size: {size}{each} is more than the {images} images {which}, so that "
+            "no batch is ever full"
+        )
+
+
 def check_data(cfg: DictConfig, *, full_batches: bool = True) -> None:
     """Data set known, folders there and not empty, batch size possible.
 
@@ -194,6 +214,9 @@ def check_data(cfg: DictConfig, *, full_batches: bool = True) -> None:
         raise IECLError(
             f"data.on_error: skip is for files of a folder, not for data.format: {data_format}"
         )
+    in_classes = cfg.data.dataset in FOLDER_DATASETS and data_format not in ("h5", "dali")
+    if cfg.data.get("fraction", -1) != -1 and (not in_classes or without_labels(cfg)):
+        raise IECLError("data.fraction: it is for a folder of classes; list the files instead")
     if cfg.data.dataset not in FOLDER_DATASETS or data_format in ("h5", "dali"):
         return
     if data_format in FORMATS:
@@ -209,11 +232,8 @@ def check_data(cfg: DictConfig, *, full_batches: bool = True) -> None:
         images = check_image_folder("data.train_path", cfg.data.train_path)
     if cfg.data.get("val_path"):
         check_images("data.val_path", data_format or "image_folder", cfg.data.val_path)
-    if full_batches and images < cfg.optimizer.batch_size:
-        raise IECLError(
-            f"optimizer.batch_size: {cfg.optimizer.batch_size} is more than the {images} images "
-            f"of data.train_path, so that no batch is ever full"
-        )
+    if full_batches:
+        too_few(cfg, images, "of data.train_path")
 
 
 def _options(host: Host, method: str) -> set[str] | None:

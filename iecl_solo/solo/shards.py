@@ -196,7 +196,11 @@ class Saved:
         if not images:
             raise IECLError(f"{path}: none of its columns is of images ({', '.join(kinds)} are)")
         classes = [name for name, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)]
-        classes += [name for name in ("label", "labels", "fine_label") if name in kinds]
+        classes += [
+            name
+            for name in ("label", "labels", "fine_label")
+            if name in kinds and str(getattr(kinds[name], "dtype", "")).startswith(("int", "uint"))
+        ]
         self.path, self.column = path, images[0]
         # bytes, to be decoded as all images are
         self.rows = found.cast_column(self.column, datasets.Image(decode=False))

@@ -142,6 +142,11 @@ CASES: list[tuple[list[str], list[str]]] = [
     ([*TRAIN, "data.train_path=bad_image"], ["3.png", "does not decode"]),
     ([*TRAIN, "optimizer.batch_size=1"], ["optimizer.batch_size", "1", "from 2 up"]),
     ([*TRAIN, "optimizer.batch_size=64"], ["optimizer.batch_size", "64", "12 images"]),
+    (
+        [*TRAIN, "optimizer.batch_size=8", "devices=2", "strategy=ddp"],
+        ["optimizer.batch_size: 8, on each of 2 devices", "12 images"],
+    ),
+    ([*TRAIN, "data.no_labels=true", "+data.fraction=0.5"], ["data.fraction", "folder of classes"]),
     ([*TRAIN, "optimizer.name=sdg"], ["optimizer.name", "'sdg'", "did you mean 'sgd'"]),
     ([*TRAIN, "optimizer.lr=fast"], ["optimizer.lr", "'fast'"]),
     ([*TRAIN, "scheduler.name=cosine"], ["scheduler.name", "'warmup_cosine'"]),

@@ -294,6 +294,24 @@ def try_momentum_rate() -> None:
     assert rates[0] == reached, f"went on at {rates[0]}, not {reached}"
 
 
+def try_momentum_step() -> None:
+    """An update of the momentum network for each step of the optimiser, also after a resume."""
+    halves = {"accumulate_grad_batches": 2}  # two batches are an epoch
+    fitted = trainer(**halves)
+    fitted.fit(build("byol"), train_loader())
+    fitted.save_checkpoint("halves.ckpt")
+    resumed, steps = build("byol"), []
+    update = resumed.momentum_updater.update
+
+    def recording(*pair: Any) -> None:
+        steps.append(resumed.trainer.global_step)
+        update(*pair)
+
+    resumed.momentum_updater.update = recording
+    trainer(max_epochs=2, **halves).fit(resumed, train_loader(), ckpt_path="halves.ckpt")
+    assert set(steps) == {2}, f"updated at step {min(steps)}, before the next one"
+
+
 def try_devices() -> None:
     if importlib.util.find_spec("solo.args.pretrain") is None:
         return
@@ -380,6 +398,7 @@ FAULTS: dict[str, tuple[Callable[[], None], str, bool, bool]] = {
     "plain-checkpoints": (try_checkpoint, "functools.partial", True, True),
     "resumed-buffers": (try_resuming, "Unexpected key(s)", True, True),
     "momentum-rate": (try_momentum_rate, "went on at 0.9,", True, True),
+    "momentum-step": (try_momentum_step, "updated at step 1,", True, True),
     "device-count": (try_devices, "len()", False, True),
 }
 

@@ -20,7 +20,7 @@ from torchvision import transforms
 from iecl_solo.errors import IECLError
 from iecl_solo.order import seeded
 from iecl_solo.saib import SAIB, save_saib
-from iecl_solo.solo.batched import BatchedLoader, batched
+from iecl_solo.solo.batched import BatchedLoader, batched, keeps_shape
 from iecl_solo.solo.data import pretrain_loader
 from iecl_solo.train.fit import pretrain
 
@@ -222,6 +222,41 @@ def test_images_are_decoded_once_until_the_folder_changes(images: Path, capfd: A
     (images / "class1" / "0.png").unlink()
     assert len(loader(images).images) == 23
     assert len(made.images) == 24  # and what had it mapped keeps it
+
+
+def test_what_is_made_of_one_folder_is_kept_apart(images: Path, capfd: Any):
+    """With labels, without, and a part of it: none takes another's file, or removes it."""
+    assert set(loader(images).images.labels) == {0, 1, 2}
+    assert set(loader(images, data__no_labels=True).images.labels) == {0}
+    part = {"data__fraction": 0.5} if HOST.name == "main" else {"data__no_labels": True}
+    loader(images, **part)
+    capfd.readouterr()
+    assert set(loader(images).images.labels) == {0, 1, 2}
+    loader(images, **part)
+    assert "decoding" not in capfd.readouterr().err
+
+
+def test_a_name_that_is_no_text_and_a_link_to_nothing(images: Path):
+    os.rename(images / "class0/3.png", os.fsencode(images / "class0") + b"/caf\xe9.png")
+    assert len(loader(images).images) == 24
+    (images / "class0/gone.png").symlink_to("nowhere.png")
+    with pytest.raises(IECLError, match=r"gone\.png"):
+        loader(images)
+    assert len(loader(images, data__on_error="skip").images) == 24
+
+
+def test_without_a_crop_only_square_images_are_batched(tmp_path: Path):
+    folder = image_folder(tmp_path / "train")
+    for file in folder.rglob("*.png"):
+        Image.new("RGB", (48, 32)).save(file)
+    crop = transforms.Compose([transforms.Resize(32, transforms.InterpolationMode.BICUBIC)])
+    assert keeps_shape(crop) and not keeps_shape(transforms.Compose([transforms.ToTensor()]))
+    if HOST.name == "main":  # the other has no such key
+        cfg = config("simclr", folder, data__views="batched")
+        for pipeline_of in cfg.augmentations:
+            pipeline_of.rrc.enabled = False
+        with pytest.raises(IECLError, match="are not square; per_image keeps"):
+            pretrain_loader(cfg, HOST)
 
 
 def test_images_of_several_sizes_keep_their_own(tmp_path: Path):

@@ -230,6 +230,18 @@ def test_bad_input_is_one_line(what: str, tmp_path: Path):
     assert "\n" not in str(raised.value)
 
 
+def test_a_column_of_texts_is_no_class(tmp_path: Path):
+    datasets = pytest.importorskip("datasets")
+    columns = {"image": [image for image, _ in digits()[:20]], "label": ["cat"] * 20}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(tmp_path / "hf"))
+    texts = {"data__format": "hf", "data__train_path": str(tmp_path / "hf")}
+    made = given(texts, tmp_path, data__no_labels=True)
+    assert complete(OmegaConf.create(made), HOST).data.num_classes == 1
+    with pytest.raises(IECLError, match="has no class"):
+        pretrain_loader(complete(OmegaConf.create(given(texts, tmp_path)), HOST), HOST)
+
+
 def test_a_folder_of_splits_names_them(tmp_path: Path):
     datasets = pytest.importorskip("datasets")
     one = datasets.Dataset.from_dict({"x": [1]})
