@@ -346,6 +346,11 @@ def stop(*args: Any, **kwargs: Any) -> NoReturn:
     raise Planned
 
 
+def enough(cfg: Any, images: int, *_: Any) -> None:
+    """A batch is full on one device: of ImageNet there are some hundred images here, for 64."""
+    assert images >= cfg.optimizer.batch_size
+
+
 #: Where work begins, and what is done there instead.
 BOUNDARIES = {
     "iecl_solo.cli.pretrain.pretrain": lambda cfg: stop(complete(cfg, HOST)),
@@ -354,6 +359,7 @@ BOUNDARIES = {
     "iecl_solo.cli.linear._chosen_lr": lambda *given: 0.1,
     "iecl_solo.cli.linear.linear_accuracy": stop,
     "iecl_solo.evaluate.run.dense": lambda *given: 50.0,
+    "iecl_solo.solo.settings.too_few": enough,
     "iecl_solo.cli.install_host._pip": stop,
 }
 

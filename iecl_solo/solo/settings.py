@@ -181,13 +181,13 @@ def process_count(cfg: DictConfig) -> int:
     return device_count(cfg) * int(cfg.get("num_nodes") or 1)
 
 
-def too_few(cfg: DictConfig, images: int, which: str) -> None:
+def too_few(cfg: DictConfig, images: int, which: str, processes: int) -> None:
     """Refuse a batch that is never full.
 
     Raises:
         IECLError: one line, where each process has fewer images than a batch.
     """
-    size, processes = cfg.optimizer.batch_size, process_count(cfg)
+    size = cfg.optimizer.batch_size
     if images < size * processes:
         each = f", on each of {processes} devices," if processes > 1 else ""
         raise IECLError(
@@ -196,12 +196,13 @@ def too_few(cfg: DictConfig, images: int, which: str) -> None:
         )
 
 
-def check_data(cfg: DictConfig, *, full_batches: bool = True) -> None:
+def check_data(cfg: DictConfig, *, full_batches: bool = True, processes: int = 1) -> None:
     """Data set known, folders there and not empty, batch size possible.
 
     Args:
         cfg: the configuration.
         full_batches: whether a batch that is not full is dropped, as in pretraining.
+        processes: that share the images.
     """
     check_one_of("data.dataset", cfg.data.dataset, DATASETS)
     data_format = cfg.data.get("format")
@@ -233,7 +234,7 @@ def check_data(cfg: DictConfig, *, full_batches: bool = True) -> None:
     if cfg.data.get("val_path"):
         check_images("data.val_path", data_format or "image_folder", cfg.data.val_path)
     if full_batches:
-        too_few(cfg, images, "of data.train_path")
+        too_few(cfg, images, "of data.train_path", processes)
 
 
 def _options(host: Host, method: str) -> set[str] | None:

@@ -12,9 +12,11 @@ from iecl_solo.solo.config import parse_block
 from iecl_solo.solo.host import Host
 from iecl_solo.solo.registry import check_method, choose_objectives, complete_objective
 from iecl_solo.solo.settings import (
+    check_data,
     check_one_of,
     check_positive_int,
     prepare_pretrain,
+    process_count,
     require,
 )
 from iecl_solo.train.callbacks.entropy_monitor import MonitorConfig
@@ -99,6 +101,8 @@ def complete(cfg: DictConfig, host: Host) -> DictConfig:
         cfg.name = check_name(cfg.name)
     cfg = prepare_pretrain(cfg, host)
     check_device_count(cfg)
+    if process_count(cfg) > 1:
+        check_data(cfg, processes=process_count(cfg))
     check_loggers(cfg)
     check_classes(cfg)
     complete_objective(cfg)

@@ -28,7 +28,7 @@ from iecl_solo.solo.config import parse_block, plain
 from iecl_solo.solo.data import evaluation_datasets, evaluation_loader, pretrain_loader
 from iecl_solo.solo.host import Host, find_host
 from iecl_solo.solo.registry import split_method
-from iecl_solo.solo.settings import device_count, too_few
+from iecl_solo.solo.settings import device_count, process_count, too_few
 from iecl_solo.train.callbacks.alike import Alike
 from iecl_solo.train.callbacks.checkpoints import Checkpoints, progress_of
 from iecl_solo.train.callbacks.collapse import Collapse
@@ -264,7 +264,7 @@ def _fit(
     if found is not None:
         _check_resumable(model, found[1], found[0])
         epoch, batches = progress_of(found[1])
-    too_few(cfg, order.images, "that decode")
+    too_few(cfg, order.images, "that decode", process_count(cfg))
     order.resume(epoch, batches)
     signals = Signals()
     alike = Alike({"data.train_path": order.images, "optimizer.batch_size": order.batch_size})
