@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,11 @@ def fingerprint(files: Sequence[Path], root: Path, *settings: object) -> str:
     return digest.hexdigest()[:16]
 
 
+def _earlier(folder: Path, stem: str, ending: str) -> Iterator[Path]:
+    # of this stem alone: that of another variant goes on where this one's key begins
+    return folder.glob(f"{glob.escape(stem)}-{'[0-9a-f]' * 16}{ending}")
+
+
 class _Pixels(Dataset):
     """(pixels (3, H, W), height, width, label) of each image, ``square`` if that is given.
 
@@ -147,8 +152,7 @@ def decode(
     if not path.is_file():
         with FileLock(folder / f"{stem}.lock"):
             if not path.is_file():  # another process may have made it meanwhile
-                # of this variant alone: another one's name goes on where this one's key begins
-                for old in folder.glob(f"{glob.escape(stem)}-{'[0-9a-f]' * 16}.npy*"):
+                for old in _earlier(folder, stem, ".npy*"):
                     old.unlink(missing_ok=True)  # whoever has it mapped keeps it
                 _write(path, _Pixels(read, count), stored, workers)
     records: np.ndarray = np.load(path, mmap_mode="r")
@@ -197,7 +201,7 @@ def undecodable(files: Sequence[Path], root: Path, workers: int = 0) -> set[Path
     if not file.is_file():
         with FileLock(folder / f"{stem}.lock"):
             if not file.is_file():  # another process may have made it meanwhile
-                for old in folder.glob(f"{stem}-*.json"):
+                for old in _earlier(folder, stem, ".json"):
                     old.unlink(missing_ok=True)
                 print(f"looking among {len(files)} images for undecodable ones", file=sys.stderr)
                 loader: Any = DataLoader(_Broken(files), batch_size=None, num_workers=workers)

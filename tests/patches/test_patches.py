@@ -276,19 +276,25 @@ def try_resuming() -> None:
     trainer(max_epochs=2).fit(build("swav"), train_loader(), ckpt_path="resume.ckpt")
 
 
+def resumed_byol(at_each_update: Callable[[Any], Any]) -> tuple[Any, list[Any]]:
+    """A BYOL to be resumed, and the list of what is read off it at its momentum's updates."""
+    model, found = build("byol"), []
+    update = model.momentum_updater.update
+
+    def recording(*pair: Any) -> None:
+        found.append(at_each_update(model))
+        update(*pair)
+
+    model.momentum_updater.update = recording
+    return model, found
+
+
 def try_momentum_rate() -> None:
     fitted = trainer()
     fitted.fit(build("byol"), train_loader())
     fitted.save_checkpoint("momentum.ckpt")
     model: Any = fitted.lightning_module
-    resumed, rates = build("byol"), []
-    update = resumed.momentum_updater.update
-
-    def recording(*pair: Any) -> None:
-        rates.append(resumed.momentum_updater.cur_tau)
-        update(*pair)
-
-    resumed.momentum_updater.update = recording
+    resumed, rates = resumed_byol(lambda m: m.momentum_updater.cur_tau)
     trainer(max_epochs=2).fit(resumed, train_loader(), ckpt_path="momentum.ckpt")
     reached = model.momentum_updater.cur_tau
     assert rates[0] == reached, f"went on at {rates[0]}, not {reached}"
@@ -300,14 +306,7 @@ def try_momentum_step() -> None:
     fitted = trainer(**halves)
     fitted.fit(build("byol"), train_loader())
     fitted.save_checkpoint("halves.ckpt")
-    resumed, steps = build("byol"), []
-    update = resumed.momentum_updater.update
-
-    def recording(*pair: Any) -> None:
-        steps.append(resumed.trainer.global_step)
-        update(*pair)
-
-    resumed.momentum_updater.update = recording
+    resumed, steps = resumed_byol(lambda m: m.trainer.global_step)
     trainer(max_epochs=2, **halves).fit(resumed, train_loader(), ckpt_path="halves.ckpt")
     assert set(steps) == {2}, f"updated at step {min(steps)}, before the next one"
 
