@@ -183,52 +183,6 @@ class VMFMixture(nn.Module):
         squared = length.square()
         return length * (self.dim - squared) / (1 - squared).clamp(min=1e-6)
 
-    @torch.no_grad()
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draws (n, d) on the unit sphere, in the parameters' dtype and on their device.
-
-        Wood 1994, "Simulation of the von Mises Fisher distribution": by rejection, exact for every
-        concentration and dimension.
-
-        Args:
-            n: how many.
-            generator: on the parameters' device; torch's own if not given.
-
-        Example:
-            >>> VMFMixture(8).sample(100).norm(dim=1).allclose(torch.ones(100))
-            True
-        """
-        weights = self.logits.softmax(0)
-        component = torch.multinomial(weights, n, replacement=True, generator=generator)
-        mean = F.normalize(self.means, dim=-1)[component]
-        cosine = _sample_cosines(self.dim, self.concentrations[component], generator)
-        tangent = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-        tangent = tangent - (tangent * mean).sum(1, keepdim=True) * mean
-        sine = (1 - cosine.square()).clamp(min=0).sqrt()
-        return cosine[:, None] * mean + sine[:, None] * F.normalize(tangent, dim=-1)
-
-
-def _sample_cosines(dim: int, kappa: Tensor, generator: torch.Generator | None) -> Tensor:
-    """mu^T z for z of a von Mises-Fisher law, one for each kappa (n,)."""
-    kappa = kappa.to(torch.float64)
-    b = (dim - 1) / (2 * kappa + (4 * kappa.square() + (dim - 1) ** 2).sqrt())
-    x0 = (1 - b) / (1 + b)
-    c = kappa * x0 + (dim - 1) * torch.log1p(-x0.square())
-    out = torch.full_like(kappa, math.nan)
-    while (todo := out.isnan().nonzero()[:, 0]).numel():
-        shape = (len(todo), dim)
-        uniform = torch.randn(shape, generator=generator, dtype=kappa.dtype, device=kappa.device)
-        # (1 + first coordinate of a uniform direction) / 2 has Wood's Beta law
-        epsilon = (1 + F.normalize(uniform, dim=-1)[:, 0]) / 2
-        w = (1 - (1 + b[todo]) * epsilon) / (1 - (1 - b[todo]) * epsilon)
-        log_ratio = kappa[todo] * w + (dim - 1) * torch.log1p(-x0[todo] * w) - c[todo]
-        threshold = torch.rand(
-            len(todo), generator=generator, dtype=kappa.dtype, device=kappa.device
-        )
-        accepted = log_ratio >= threshold.log()
-        out[todo[accepted]] = w[accepted]
-    return out.float()
-
 
 class PrototypeMarginal(nn.Module):
     """A learned distribution r over K prototypes, for codes that are distributions over them.

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 from scipy import integrate, special
+from scipy.stats import vonmises_fisher
 from support import (
     HOST,
     METHOD_KWARGS,
@@ -160,17 +161,6 @@ def test_half_precision_is_lifted():
     torch.testing.assert_close(out, m.log_prob(z.bfloat16().float()))
 
 
-@pytest.mark.parametrize(("d", "kappa"), [(2, 3.0), (3, 10.0), (64, 40.0), (512, 3000.0)])
-def test_samples_have_the_laws_mean_direction(d: int, kappa: float):
-    m = mixture(d, 1, kappa)
-    z = m.sample(8000, generator())
-    k = m.concentrations.detach().requires_grad_()
-    (minus_length,) = torch.autograd.grad(log_vmf_normalizer(d, k).sum(), k)
-    cosine = z.double() @ F.normalize(m.means, dim=1).T
-    assert cosine.mean().item() == pytest.approx(-minus_length.item(), abs=0.02)
-    assert torch.equal(m.sample(3, generator(1)), m.sample(3, generator(1)))
-
-
 @pytest.mark.parametrize("d", [2, 8])
 def test_gradients_of_the_density(d: int):
     m, z = mixture(d, 3, 4.0), torch.randn(5, d, generator=generator(), dtype=torch.float64)
@@ -184,6 +174,18 @@ def test_gradients_of_the_density(d: int):
 
 
 # the bound
+
+
+def drawn(mixture: VMFMixture, n: int, seed: int = 0) -> Tensor:
+    """Rows of the law by scipy, (n, d) in float64."""
+    random = np.random.default_rng(seed)
+    weights = mixture.logits.detach().double().softmax(0).numpy()
+    means = F.normalize(mixture.means.detach().double(), dim=1).numpy()
+    concentrations = mixture.concentrations.tolist()
+    counts = random.multinomial(n, weights / weights.sum())
+    laws = [vonmises_fisher(m, k) for m, k in zip(means, concentrations, strict=True)]
+    rows = [law.rvs(c, random) for law, c in zip(laws, counts, strict=True) if c]
+    return torch.from_numpy(random.permutation(np.concatenate(rows)))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -215,10 +217,10 @@ def test_bound_is_never_below_the_entropy_of_a_vmf_law():
     assert all(bound(mixture(2, 3, k, s)) > truth for k in (0.1, 5.0, 40.0) for s in range(5))
 
 
-@pytest.mark.parametrize(("d", "kappa"), [(8, 20.0), (128, 400.0), (1024, 2000.0)])
+@pytest.mark.parametrize(("d", "kappa"), [(8, 20.0), (128, 400.0), (256, 800.0)])
 def test_bound_is_the_entropy_of_a_vmf_law_when_r_is_that_law(d: int, kappa: float):
     p = mixture(d, 1, kappa)
-    z = p.sample(4000, generator()).double()
+    z = drawn(p, 4000)
     values, truth = -p.log_prob(z), vmf_entropy(d, p.concentrations.item())
     error = values.std().item() / math.sqrt(len(z))
     assert abs(values.mean().item() - truth) < 4 * error
@@ -260,7 +262,7 @@ def fit(marginal: VMFMixture | PrototypeMarginal, rows: Tensor, steps: int, lr: 
 def test_learned_marginal_reaches_the_entropy_of_a_known_mixture(d: int, kappa: float):
     """One learning rate and 400 batches of 256 for every dimension, begun near uniform."""
     p = mixture(d, 4, kappa)
-    train, test = (p.sample(20000, generator(s)) for s in (0, 1))
+    train, test = (drawn(p, 20000, s).float() for s in (0, 1))
     truth = entropy_bound(test.double(), p).item()
     torch.manual_seed(0)
     r = VMFMixture(d, 32)
@@ -290,7 +292,7 @@ def test_fitting_follows_the_likelihoods_gradient_block_by_block():
 @pytest.mark.any_host
 def test_fitting_arrives_where_the_plain_likelihood_is_under_way():
     p = mixture(128, 10, 300.0).float()
-    z = p.sample(10_000, generator())
+    z = drawn(p, 10_000).float()
     truth, excess = entropy_bound(z, p).item(), {}
     for name in ("likelihood", "fitting"):
         torch.manual_seed(0)
