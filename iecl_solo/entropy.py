@@ -533,11 +533,12 @@ def knn_entropy(z: Tensor, *, num_neighbors: int = 3) -> Tensor:
     >>> round(knn_entropy(z, num_neighbors=1).item(), 4)
     1.6931
     """
-    if num_neighbors < 1:
-        raise IECLError(f"num_neighbors={num_neighbors}: at least 1 is needed")
+    checks.whole("num_neighbors", num_neighbors, 1)
     rows, dim = z.shape
     k = min(num_neighbors, rows - 1)
-    centred = z.detach() - z.detach().mean(0)
+    # which is nearest, in a tight cluster far from the mean, float32's products cannot tell
+    wide = z.detach() if z.device.type == "mps" else z.detach().double()
+    centred = wide - wide.mean(0)
 
     def nearest(block: slice) -> Tensor:
         others = _squared_distances(centred, block).masked_fill(_own(centred, block), math.inf)
@@ -737,7 +738,8 @@ def renyi_entropy(z: Tensor, *, alpha: float = 2.0, bandwidth: float = math.sqrt
     if alpha == 1:
         value = torch.special.entr(present).sum()
     else:
-        value = present.pow(alpha).sum().log() / (1 - alpha)
+        # in logarithms: a large alpha's powers underflow
+        value = (alpha * present.log()).logsumexp(0) / (1 - alpha)
     return (value + zero_or_nan).to(z)
 
 

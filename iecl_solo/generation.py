@@ -114,14 +114,16 @@ def patch_statistics(
         )
         # moments about the means, which float32 can hold whatever the images' offset
         mean, mean_made = total / count, total_made / count
-        before, after = before - mean, after - mean_made
-        second, first_made, second_made = sums(before.T @ before, after.sum(0), after.T @ after)
+        dtype = before.dtype
         working = torch.float32 if before.device.type == "mps" else torch.float64
-        cov, cov_made = (second / count).to(working), (second_made / count).to(working)
-        rest = first_made / count  # 0 up to rounding; its gradient is not
-        cov_made = cov_made - torch.outer(rest, rest).to(working)
-        shift = (mean_made - mean + rest).to(working)
-        return _compare(cov, cov_made, shift, covariance, before.dtype)
+        # float32's products would lose what the noise floor leaves of a direction without variance
+        before, after = ((before - mean).to(working), (after - mean_made).to(working))
+        second, first_made, second_made = sums(before.T @ before, after.sum(0), after.T @ after)
+        cov, cov_made = second / count.to(working), second_made / count.to(working)
+        rest = first_made / count.to(working)  # 0 up to rounding; its gradient is not
+        cov_made = cov_made - torch.outer(rest, rest)
+        shift = (mean_made - mean).to(working) + rest
+        return _compare(cov, cov_made, shift, covariance, dtype)
 
 
 def _compare(
@@ -131,6 +133,8 @@ def _compare(
     trace = cov.trace() + VARIANCE_FLOOR
     trace_made = cov_made.trace().clamp(min=VARIANCE_FLOOR)
     floor = NOISE_FLOOR * trace / dim * torch.eye(dim, dtype=cov.dtype, device=cov.device)
+    # a constant image has next to no floor, and SAIB can make a covariance of it without full rank
+    rounding = 8 * torch.finfo(cov.dtype).eps * trace_made.detach() * torch.eye(dim).to(floor)
     contrast = (trace_made / trace).log() / 2
     scaled = cov_made * (trace / trace_made)
     factor = _cholesky(cov + floor)
@@ -139,7 +143,8 @@ def _compare(
         columns = torch.cat([cov_made + floor, shift[:, None]], 1)
         solved = torch.cholesky_solve(columns, factor)
         distance = solved[:, :dim].trace() + shift @ solved[:, dim]
-        gained = _half_logdet(_cholesky(cov_made + floor)) - _half_logdet(factor)
+        made = _cholesky(cov_made + floor + rounding)
+        gained = _half_logdet(made) - _half_logdet(factor)
     else:
         var, var_made = (m.diagonal() + floor.diagonal() for m in (cov, cov_made))
         distance = ((var_made + shift.square()) / var).sum()
@@ -253,15 +258,17 @@ def _solve(module: Map, x: Tensor, v: Tensor, steps: int) -> tuple[Tensor, Tenso
     for _ in range(min(steps, v.shape[1])):
         pushed = forward(direction)[0]
         curvature = pushed.square().sum(1)
-        # solved already (as at the start, where J = I): a node at 1, of weight 0
-        alive = ~((squares <= tolerance) | (curvature <= 0))  # NaN stays, to be seen
+        # solved already (as at the start, where J = I): a node at 1, of weight 0. Where only the
+        # curvature is 0, J is singular: a node at 0, of the weight that is left
+        solved = squares <= tolerance
+        alive = ~(solved | (curvature <= 0))  # NaN stays, to be seen
         length = torch.where(alive, squares / curvature, 0)
         image = image + length[:, None] * pushed
         residual = residual - length[:, None] * pull(pushed)
         squares, before = residual.square().sum(1), squares
         ratio = torch.where(alive & ~(squares <= tolerance), squares / before, 0)
         direction = residual + ratio[:, None] * direction
-        diagonal.append(torch.where(alive, 1 / length, 1) + carried)
+        diagonal.append(torch.where(alive, 1 / length, solved.to(v)) + carried)
         off_diagonal.append(torch.where(alive, ratio.sqrt() / length, 0))
         carried = torch.where(alive, ratio / length, 0)
         squares = torch.where(alive, squares, 0)
@@ -318,10 +325,12 @@ def conditional_entropy(
             basis = torch.eye(dim, dtype=draw.dtype, device=draw.device).view(dim, *draw.shape)
             rows = torch.func.vmap(pushed, chunk_size=chunk_size)(basis).flatten(1)
             working = rows if rows.device.type == "mps" else rows.double()
-            sign, logdet = torch.linalg.slogdet(working @ working.T)
-            # below rounding there is no volume, and the sign is chance
-            logdet = torch.where(sign > 0, logdet, -math.inf)
-            values.append(dim / 2 * math.log(2 * math.pi * math.e) + logdet.to(x.dtype) / 2)
+            sigma = torch.linalg.svdvals(working)
+            # in more dimensions than the view's, and below the products' rounding, is no volume
+            rounding = max(rows.shape) * torch.finfo(rows.dtype).eps * sigma[0]
+            flat = dim > rows.shape[1] or bool(sigma[-1] <= rounding)
+            volume = sigma.new_tensor(-math.inf) if flat else sigma.log().sum()
+            values.append(dim / 2 * math.log(2 * math.pi * math.e) + volume.to(x.dtype))
     return torch.stack(values)
 
 

@@ -55,8 +55,8 @@ class SpectralRegularizer(nn.Module):
     ``power_iterations`` make them fewer.
 
     ``mode="volume"`` (ours) keeps volume itself, which neither does (docs/lipschitz.md): the sum
-    over layers of max(0, -m)^2, m the mean log of all singular values of the layer's matrix, by one
-    Cholesky factor of its Gram matrix. No layer may shrink volume; none is capped.
+    over layers of max(0, 1 - m)^2, m the geometric mean of all singular values of the layer's
+    matrix, by one Cholesky factor of its Gram matrix. No layer may shrink volume; none is capped.
 
     ``norm="reshaped"``: a layer's matrix is its kernel as (out, in * kh * kw); a convolution with g
     groups is g such blocks, of which the extreme one counts. The operator norm of a convolution is
@@ -152,10 +152,12 @@ class SpectralRegularizer(nn.Module):
         with torch.autocast(next(backbone.parameters()).device.type, enabled=False):
             if self.mode == "volume":
                 means = [
-                    _mean_log_sigma(_as_matrix(self._weight(backbone, name), groups))
+                    _mean_log_sigma(_as_matrix(self._weight(backbone, name), groups)).exp()
                     for name, (groups, _, _) in self._matrices.items()
                 ]
-                return (-torch.stack(means)).relu().square().sum()
+                # of the mean itself and not of its log, whose gradient is without bound at a batch
+                # norm that begins at 0, as the last of a residual branch often does
+                return (1 - torch.stack(means)).relu().square().sum()
             for index, name in enumerate(self._matrices):
                 weight, matrix = self._matrix(backbone, name)
                 sigma, u, v = _largest(
@@ -455,7 +457,9 @@ def _smallest(
     for _ in range(iterations):
         u = _unit(torch.cholesky_solve(u.unsqueeze(2), factor).squeeze(2), u)
     image = _left(u, matrix) if wide else _right(matrix, u)
-    other = F.normalize(image, dim=1)
+    # where sigma_min is 0 any direction raises it, and none is given
+    anywhere = torch.arange(1, image.shape[1] + 1, device=image.device).cos().to(image)
+    other = _unit(image, F.normalize(anywhere, dim=0).expand_as(image))
     left, right = (u, other) if wide else (other, u)
     return torch.linalg.vector_norm(image, dim=1), left, right, u
 
@@ -554,8 +558,11 @@ def _weights(module: nn.Module) -> list[tuple[str, nn.Module, Tensor]]:
 
 
 def _is_spatial(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether the operator norm is not simply the kernel's, as it is for 1x1."""
-    return isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1)
+    """Whether the operator norm is not simply the kernel's, as a 1x1's without copied edges is."""
+    if not isinstance(layer, nn.Conv2d):
+        return False
+    repeats = layer.padding_mode != "zeros" and layer.padding not in ("valid", "same", (0, 0))
+    return layer.kernel_size != (1, 1) or repeats
 
 
 @contextmanager

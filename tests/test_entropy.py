@@ -292,6 +292,18 @@ def test_knn_entropy_takes_as_many_neighbours_as_there_are():
     assert knn_entropy(z, num_neighbors=9) == knn_entropy(z, num_neighbors=2)
 
 
+@pytest.mark.parametrize(("d", "spread"), [(2, 1e-4), (16, 1e-4), (128, 3e-4)])
+def test_knn_entropy_finds_the_nearest_within_tight_clusters(d, spread):
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(4, d, generator=generator).repeat(64, 1)
+    z = (centres + spread * torch.randn(256, d, generator=generator)).requires_grad_()
+    wide = z.detach().double().requires_grad_()
+    found, expected = knn_entropy(z), knn_entropy(wide)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+    gradients = [torch.autograd.grad(*pair)[0] for pair in ((found, z), (expected, wide))]
+    torch.testing.assert_close(gradients[0], gradients[1].float(), rtol=0.05, atol=1.0)
+
+
 def test_knn_entropy_is_not_fooled_by_a_far_origin():
     z = rows(30, 3, torch.float32)
     assert knn_entropy(z + 1000).item() == pytest.approx(knn_entropy(z).item(), abs=1e-2)
@@ -423,6 +435,10 @@ def test_renyi_entropy_by_default_is_minus_the_uniformity_loss():
     z = F.normalize(rows(12, 6))
     pairs = torch.cdist(z, z).square()
     assert renyi_entropy(z).item() == pytest.approx(-(-2 * pairs).exp().mean().log().item())
+
+
+def test_renyi_entropy_of_a_large_order_does_not_underflow():
+    assert renyi_entropy(100 * torch.eye(128), alpha=200).item() == pytest.approx(math.log(128))
 
 
 def test_renyi_entropy_bounds():
@@ -739,7 +755,8 @@ def test_bad_rows_are_refused_in_one_line(name, bad):
         (lambda z: coding_rate(z, eps=0.0), "eps: 0.0"),
         (lambda z: gaussian_entropy(z, covariance="diag"), "'diagonal'"),
         (lambda z: gaussian_entropy(z, shrinkage=1.5), "0 to 1"),
-        (lambda z: knn_entropy(z, num_neighbors=0), "num_neighbors=0"),
+        (lambda z: knn_entropy(z, num_neighbors=0), "num_neighbors: 0"),
+        (lambda z: knn_entropy(z, num_neighbors=2.5), "num_neighbors: 2.5"),
         (lambda z: vmf_kde_entropy(z, concentration=-1.0), "concentration: -1.0"),
         (lambda z: vmf_kde_entropy(z[:, :1]), "at least 2 dimensions"),
         (lambda z: renyi_entropy(z, alpha=0.0), "alpha: 0.0"),

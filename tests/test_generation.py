@@ -100,6 +100,10 @@ def test_no_scaling_is_generation() -> None:
         found = patch_statistics([x], [scale * x + 1], 4)
         assert found.beyond_contrast.item() == pytest.approx(0, abs=1e-4)
         assert found.contrast.item() == pytest.approx(math.log(scale), abs=1e-4)
+    whole = patch_statistics([x], [10 * x], 16)  # 768 dimensions, most of them next to flat
+    double = patch_statistics([x.double()], [10 * x.double()], 16)
+    assert whole.kl.item() == pytest.approx(double.kl.item(), rel=1e-5)
+    assert whole.beyond_contrast.item() == pytest.approx(0, abs=1e-4)
     same = patch_statistics([x], [x], 4)
     assert abs(same.kl.item()) < 1e-6 and abs(same.delta_h.item()) < 1e-6
 
@@ -137,16 +141,22 @@ def test_raw_images_have_no_gradient_and_half_precision_is_lifted() -> None:
     assert half.kl.dtype == torch.float32 and half.kl.isfinite()
 
 
-@pytest.mark.parametrize("made", ["constant", "more dimensions than patches", "nan"])
-def test_degenerate_batches_do_not_end_a_run(made: str) -> None:
+@pytest.mark.parametrize(
+    "batch", ["constant", "of constant images", "more dimensions than patches", "nan"]
+)
+def test_degenerate_batches_do_not_end_a_run(batch: str) -> None:
     x = photographs(2)
-    y = {"constant": 0 * x, "nan": x * math.nan}.get(made, 1.1 * x).requires_grad_()
-    p = 16 if made == "more dimensions than patches" else 4
-    found = patch_statistics([x], [y], p)
+    made = {"constant": 0 * x, "nan": x * math.nan}.get(batch, 1.1 * x)
+    if batch == "of constant images":
+        x = torch.full_like(x, 0.3)
+        made = x + torch.randn(32, generator=torch.Generator().manual_seed(0))
+    made.requires_grad_()
+    p = 16 if batch == "more dimensions than patches" else 4
+    found = patch_statistics([x], [made], p)
     (found.kl - found.beyond_contrast).backward()
     finite = [v.isfinite().item() for v in found]
-    assert finite == [made != "nan"] * 4
-    assert y.grad is not None and bool(y.grad.isfinite().all()) == (made != "nan")
+    assert finite == [batch != "nan"] * 4
+    assert made.grad is not None and bool(made.grad.isfinite().all()) == (batch != "nan")
 
 
 def test_refusals() -> None:
@@ -341,6 +351,11 @@ def test_log_det_agrees_with_lanczos_on_images_and_trains() -> None:
     assert values.mean().item() == pytest.approx(split.nats_per_dimension, abs=0.02)
 
 
+def test_log_det_of_a_singular_map_is_far_below_any_other() -> None:
+    scales = torch.tensor([1.0, 1, 1, 1, 0, 0, 0, 0])
+    assert log_det(lambda x: scales * x, torch.randn(1, 8)).item() < -100
+
+
 def test_log_det_at_the_identity_and_of_what_diverged() -> None:
     x = photographs(2)
     saib = SAIB(32, match_statistics=False)
@@ -388,12 +403,16 @@ def test_conditional_entropy_of_a_saib_by_the_whole_jacobian() -> None:
     )
 
 
-def test_without_full_rank_there_is_no_entropy() -> None:
-    x, noise = (
-        torch.zeros(1, 3, 4, 4),
-        torch.randn(1, 2, generator=torch.Generator().manual_seed(0)),
-    )
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_without_full_rank_there_is_no_entropy(dtype: torch.dtype) -> None:
+    x = torch.zeros(1, 3, 4, 4, dtype=dtype)
+    noise = torch.randn(1, 2, generator=torch.Generator().manual_seed(0)).to(dtype)
     flat = conditional_entropy(lambda x, e: x + e.sum() * torch.ones_like(x), x, noise)
-    assert flat.item() < -15  # minus infinity, or the logarithm of a rounding
+    assert flat.item() == -math.inf
+    for channels, seed in ((12, 0), (12, 1), (12, 2), (16, 0)):  # as many as the view has, and more
+        torch.manual_seed(seed)
+        saib = NoiseSAIB(8, patch_size=2, noise_channels=channels).to(dtype)
+        views = torch.randn(1, 3, 8, 8, dtype=dtype)
+        assert conditional_entropy(saib, views, saib.draw(views)).item() == -math.inf
     laplace = torch.distributions.Laplace(0.0, 0.15)
     assert conditional_entropy_bound(0.15) == pytest.approx(laplace.entropy().item())

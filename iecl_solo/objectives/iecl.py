@@ -31,8 +31,16 @@ MEASURES = ("patch", "jacobian")
 HOST_GRADIENTS = ("with", "without", "against")
 REGULARIZERS = ("penalty", "bilipschitz", "volume", "parametrize")
 NORMS = ("reshaped", "convolution")
+# The modes of the regulariser that an option says anything to.
+_OF_MODES = {
+    "norm": ("penalty",),
+    "power_iterations": ("penalty", "bilipschitz"),
+    "sigma_min_floor": ("bilipschitz",),
+}
 #: What a budget can hold: the name of a logged value, and the sign of its change as steps grow.
 HELD: Mapping[str, int] = {"agreement": -1, "patch_kl": 1}
+#: The levels that each can reach: a mean cosine, a KL.
+LEVELS: Mapping[str, tuple[float, float | None]] = {"agreement": (-1, 1), "patch_kl": (0, None)}
 # A gradient of SAIB is at most this part of the weights it is of: see before_optimizer_step.
 _CLIP = 0.02
 # Images of each view at which log|det J| is taken: its gradient's noise is the probe's, and small.
@@ -67,6 +75,8 @@ class BudgetConfig:
     def __post_init__(self) -> None:
         checks.one_of("iecl.saib.budget.hold", self.hold, ("none", *HELD))
         checks.number("iecl.saib.budget.rate", self.rate, 0)
+        low, high = LEVELS.get(self.hold, (None, None))
+        checks.number("iecl.saib.budget.level", self.level, low, high)
         if not 0 < self.min <= self.start <= self.max < math.inf:
             raise IECLError(
                 f"iecl.saib.budget: min {self.min}, start {self.start}, max {self.max} given, "
@@ -156,8 +166,14 @@ class KLConfig:
         checks.one_of("iecl.kl.space", self.space, KL_SPACES)
         if self.covariance is not None:
             checks.one_of("iecl.kl.covariance", self.covariance, COVARIANCES)
-        if self.shrinkage is not None and self.space == "input":
+        if self.shrinkage is None:
+            return
+        checks.number("iecl.kl.shrinkage", self.shrinkage, 0, 1)
+        if self.space == "input":
             raise IECLError("iecl.kl.shrinkage: only space embedding has one, input was given")
+        if self.covariance != "full":
+            given = self.covariance or "diagonal, the default for embeddings,"
+            raise IECLError(f"iecl.kl.shrinkage: only covariance full has one, {given} was given")
 
     def of_embeddings(self, query: Tensor, anchor: Tensor) -> Tensor:
         """KL in nats per dimension of rows (B, d); the anchor is detached."""
@@ -232,9 +248,17 @@ class RegularizerConfig:
     def __post_init__(self) -> None:
         checks.one_of("iecl.regularizer.mode", self.mode, REGULARIZERS)
         checks.one_of("iecl.regularizer.norm", self.norm, NORMS)
+        checks.whole("iecl.regularizer.power_iterations", self.power_iterations, 1)
+        checks.number("iecl.regularizer.sigma_min_floor", self.sigma_min_floor, 0, 1, above=True)
         if self.fold and self.mode == "parametrize":
             raise IECLError("iecl.regularizer.fold: mode parametrize divides the kernel itself")
-        checks.whole("iecl.regularizer.power_iterations", self.power_iterations, 1)
+        for name, modes in _OF_MODES.items():
+            given = getattr(self, name)
+            if self.mode not in modes and given != getattr(RegularizerConfig, name):
+                raise IECLError(
+                    f"iecl.regularizer.{name}: {given} was given, but mode {self.mode} has no such "
+                    f"option; {' and '.join(modes)} {'has' if len(modes) == 1 else 'have'} it"
+                )
 
 
 @dataclass
@@ -283,7 +307,7 @@ class IECLConfig:
         checks.one_of("iecl.placement", self.placement, PLACEMENTS)
 
     def trains_saib_on(self, views: Views) -> bool:
-        """Whether any gradient but its own decay's reaches SAIB on a host with such views."""
+        """Whether a gradient but its own decay's can reach SAIB at its place in such views."""
         of_input = self.generation.weight > 0 or (self.beta > 0 and self.kl.space == "input")
         return of_input or not (self.placement == "anchor" and views.momentum)
 

@@ -398,7 +398,30 @@ def test_noise_is_logged_and_moves_every_image_by_its_budget(images: Path) -> No
     [
         ({"kl": {"space": "pixel"}}, r"iecl\.kl\.space.*embedding, input"),
         ({"regularizer": {"fold": True, "mode": "parametrize"}}, r"iecl\.regularizer\.fold"),
-        ({"kl": {"shrinkage": 0.1}}, r"iecl\.kl\.shrinkage"),
+        ({"kl": {"shrinkage": 0.1}}, r"iecl\.kl\.shrinkage: only space embedding"),
+        ({"kl": {"space": "embedding", "shrinkage": 0.1}}, "only covariance full has one"),
+        (
+            {"kl": {"space": "embedding", "covariance": "full", "shrinkage": 7.0}},
+            r"iecl\.kl\.shrinkage: 7\.0 is not allowed",
+        ),
+        (
+            {"regularizer": {"mode": "parametrize", "norm": "convolution"}},
+            r"iecl\.regularizer\.norm: .*parametrize has no such option; penalty has it",
+        ),
+        (
+            {"regularizer": {"mode": "volume", "power_iterations": 9}},
+            "penalty and bilipschitz have it",
+        ),
+        ({"regularizer": {"sigma_min_floor": 0.5}}, "bilipschitz has it"),
+        (
+            {"regularizer": {"mode": "bilipschitz", "sigma_min_floor": 7.0}},
+            r"sigma_min_floor: 7\.0 is not allowed",
+        ),
+        (
+            {"saib": {"variant": "noise", "budget": {"level": 7.0}}},
+            r"iecl\.saib\.budget\.level: 7\.0 is not allowed, a number from -1 to 1",
+        ),
+        ({"saib": {"variant": "noise", "budget": {"level": math.nan}}}, "level: nan"),
         ({"generation": {"measure": "pach"}}, "did you mean 'patch'"),
         ({"generation": {"weight": -1.0}}, r"iecl\.generation\.weight"),
         ({"saib": {"host_gradient": "off"}}, r"iecl\.saib\.host_gradient"),
