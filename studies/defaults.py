@@ -105,13 +105,12 @@ def main() -> None:
                 cfg.iecl = OmegaConf.merge(cfg.iecl, block)
             run = pretrain(cfg)
             pretrained = read_pretrained(run.checkpoint)
-            sets = evaluation_datasets(
-                host,
-                "custom",
-                str(args.out / "images/train"),
-                str(args.out / "images/held_out"),
-                image_size=32,
-            )
+            data = {
+                "dataset": "custom",
+                "train_path": str(args.out / "images/train"),
+                "val_path": str(args.out / "images/held_out"),
+            }
+            sets = evaluation_datasets(host, data, image_size=32)
             backbone = load_backbone(pretrained, host)
             train, test = (extract_features(backbone, evaluation_loader(s, 256, 0)) for s in sets)
             accuracy, _ = knn_accuracy(train, test)

@@ -94,9 +94,12 @@ def row(backbone: str, variant: str, args: argparse.Namespace) -> dict[str, floa
     host = find_host()
     pretrained = read_pretrained(pretrain(cfg).checkpoint)
 
-    sets = evaluation_datasets(
-        host, "custom", str(images / "train"), str(images / "held_out"), image_size=32
-    )
+    data = {
+        "dataset": "custom",
+        "train_path": str(images / "train"),
+        "val_path": str(images / "held_out"),
+    }
+    sets = evaluation_datasets(host, data, image_size=32)
     network = load_backbone(pretrained, host)
     train, test = (extract_features(network, evaluation_loader(s, 256, 0)) for s in sets)
     accuracy, _ = knn_accuracy(train, test)

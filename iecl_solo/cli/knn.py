@@ -45,23 +45,15 @@ def main(cfg: DictConfig, given: Invocation) -> None:
     host = find_host()
     pretrained = read_pretrained(cfg.pretrained_feature_extractor)
     own = {k: v for k, v in (cfg.get("data") or {}).items() if v is not None}
-    data: dict[str, Any] = {**plain(pretrained.cfg.data), **own}
+    data = {**plain(pretrained.cfg.data), **own, "num_workers": cfg.num_workers}
     check_one_of("data.dataset", data["dataset"], DATASETS)
     for key in ("train_path", "val_path"):
         if data.get(key) is None:
             raise IECLError(f"data.{key}: no value is given, and the checkpoint has none")
         if data["dataset"] in FOLDER_DATASETS:
             check_images(f"data.{key}", data.get("format", "image_folder"), data[key])
-    train_set, test_set = evaluation_datasets(
-        host,
-        data["dataset"],
-        data["train_path"],
-        data["val_path"],
-        image_size=pretrained.cfg.augmentations[0].crop_size,
-        data_format=data.get("format", "image_folder"),
-        on_error=data.get("on_error"),
-        workers=cfg.num_workers,
-    )
+    size = pretrained.cfg.augmentations[0].crop_size
+    train_set, test_set = evaluation_datasets(host, data, image_size=size)
     backbone = load_backbone(pretrained, host)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     train, test = (

@@ -14,7 +14,7 @@ from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.linear import linear_accuracy
 from iecl_solo.evaluate.load import Pretrained, load_backbone, read_pretrained
 from iecl_solo.evaluate.protocol import EvaluationConfig, LinearProtocol
-from iecl_solo.evaluate.run import EVALUATION, choose_lr
+from iecl_solo.evaluate.run import EVALUATION, choose_lr, own_data
 from iecl_solo.files import write_json
 from iecl_solo.solo.config import plain
 from iecl_solo.solo.data import IMAGENET_MEAN, IMAGENET_STD, evaluation_datasets
@@ -69,8 +69,7 @@ def _chosen_lr(cfg: DictConfig, pretrained: Pretrained, host: Host) -> float:
             batch_size=cfg.optimizer.batch_size,
         )
     )
-    names = ("dataset", "train_path", "val_path", "format")
-    best = choose_lr(pretrained, host, protocol, {name: cfg.data[name] for name in names})
+    best = choose_lr(pretrained, host, protocol, own_data(cfg))
     print(f"learning rate {best:g}: the best of {list(GRID)} on a tenth of the training set")
     return best
 
@@ -96,16 +95,11 @@ def main(cfg: DictConfig, given: Invocation) -> None:
     backbone = load_backbone(pretrained, host)
     train, test = evaluation_datasets(
         host,
-        cfg.data.dataset,
-        cfg.data.train_path,
-        cfg.data.val_path,
+        cfg.data,
         image_size=cfg.data.augmentations.crop_size,
         augment=True,
         mean=OmegaConf.select(cfg, "data.augmentations.mean", default=IMAGENET_MEAN),
         std=OmegaConf.select(cfg, "data.augmentations.std", default=IMAGENET_STD),
-        data_format=cfg.data.get("format", "image_folder"),
-        on_error=cfg.data.get("on_error"),
-        workers=cfg.data.num_workers,
     )
     folder = pretrained.path.parent
     bar = sys.stderr.isatty()

@@ -136,8 +136,8 @@ def _knn(
     return {"knn_acc1": top1, "knn_acc5": top5, "knn_k": best}
 
 
-def _own_data(cfg: DictConfig) -> dict[str, Any]:
-    """The data set that a run was trained on."""
+def own_data(cfg: DictConfig) -> dict[str, Any]:
+    """The data set that a configuration names, of a pretraining or of a linear evaluation."""
     return {name: cfg.data[name] for name in ("dataset", "train_path", "val_path", "format")}
 
 
@@ -161,22 +161,15 @@ class _Evaluation:
         self.classes = int(torch.cat([self.train[1], self.test[1]]).max()) + 1
 
     def _datasets(self, *, augment: bool) -> tuple[Any, Any]:
+        size = self.cfg.augmentations[0].crop_size
         if "torchvision" in self.data:
-            size = self.cfg.augmentations[0].crop_size
             shown = evaluation_transform(self.host, self.cfg.data.dataset, size)
             for_train = augmenting(shown, size) if augment else shown
             return torchvision_sets(self.data["torchvision"], self.data["root"], for_train, shown)
-        return evaluation_datasets(
-            self.host,
-            self.data["dataset"],
-            self.data["train_path"],
-            self.data["val_path"],
-            image_size=self.cfg.augmentations[0].crop_size,
-            augment=augment,
-            data_format=self.data.get("format", "image_folder"),
-            on_error=self.cfg.data.get("on_error"),
-            workers=self.cfg.data.num_workers,
-        )
+        # how files are read is the run's affair, also those of another data set
+        run = {key: self.cfg.data.get(key) for key in ("on_error", "num_workers")}
+        data = {**self.data, **run}
+        return evaluation_datasets(self.host, data, image_size=size, augment=augment)
 
     def _features(self, dataset: Any) -> Labelled:
         loader = evaluation_loader(dataset, 256, self.cfg.data.num_workers)
@@ -185,7 +178,7 @@ class _Evaluation:
 
     def _config(self, protocol: Any) -> tuple[DictConfig, dict[str, Any]]:
         known = "torchvision" in self.data  # which the host cannot count the classes of
-        data = _own_data(self.cfg) if known else self.data
+        data = own_data(self.cfg) if known else self.data
         linear = linear_config(self.cfg, data, protocol, str(self.pretrained.path))
         linear = prepare_linear(linear, self.host)
         if known:
@@ -545,7 +538,7 @@ def evaluate(run: Run, protocol: EvaluationConfig) -> dict[str, float]:
     pretrained = read_pretrained(run.checkpoint)
     cfg = pretrained.cfg
     labelled = not without_labels(cfg)
-    own = _own_data(cfg)
+    own = own_data(cfg)
     metrics = _measured(run)
     changed = _changed(load_method(pretrained, host), cfg, host)
     if not labelled:

@@ -220,57 +220,49 @@ def _sized_transforms(size: int, mean: Any, std: Any) -> tuple[Any, Any]:
 
 def evaluation_datasets(
     host: Host,
-    dataset: str,
-    train_path: str,
-    val_path: str,
+    data: Mapping[str, Any],
     *,
     image_size: int,
     augment: bool = False,
     mean: Any = IMAGENET_MEAN,
     std: Any = IMAGENET_STD,
-    data_format: str = "image_folder",
-    on_error: str | None = None,
-    workers: int = 0,
 ) -> tuple[Dataset, Dataset]:
     """Train and test set for evaluation, through the host's own ``prepare_datasets``.
 
     Args:
         host: the solo-learn in use.
-        dataset: one of solo-learn's data set names.
-        train_path: folder of the training set.
-        val_path: folder of the test set.
+        data: a ``data:`` block: ``dataset``, ``train_path`` and ``val_path``; ``format``
+            (image_folder if not given, h5, webdataset or hf); ``on_error: skip``, which leaves out
+            images that do not decode, an error otherwise; ``num_workers``, the processes that look
+            for them.
         image_size: size of the images for ``dataset: custom``; the other data sets have theirs.
         augment: whether the training set is cropped and flipped at random (linear evaluation) or
             shown as the test set is (k-NN).
         mean: per-channel mean for ``dataset: custom``.
         std: per-channel standard deviation for ``dataset: custom``.
-        data_format: image_folder, h5, webdataset or hf.
-        on_error: "skip" leaves out images that do not decode; otherwise they are an error.
-        workers: processes that look for them.
 
     Raises:
         IECLError: one line, when the test set has a class that the training set lacks.
     """
+    dataset, paths = data["dataset"], (data["train_path"], data["val_path"])
+    data_format = data.get("format", "image_folder")
     if dataset == "custom":
         for_train, for_val = _sized_transforms(image_size, mean, std)
     else:
         for_train, for_val = host.evaluation_transforms(dataset)
+    shown = (for_train if augment else for_val, for_val)
     if data_format in FORMATS:
         return (
-            ShardImages(open_shards(data_format, train_path), for_train if augment else for_val),
-            ShardImages(open_shards(data_format, val_path), for_val),
+            ShardImages(open_shards(data_format, paths[0]), shown[0]),
+            ShardImages(open_shards(data_format, paths[1]), shown[1]),
         )
-    train, val = host.evaluation_sets(
-        dataset,
-        (for_train if augment else for_val, for_val),
-        (train_path, val_path),
-        data_format,
-    )
+    train, val = host.evaluation_sets(dataset, shown, paths, data_format)
     train, val = _real_images(train), _real_images(val)
     _number_alike(train, val)
-    if on_error == "skip" and hasattr(train, "samples"):
-        train = _decodable("data.train_path", train, train_path, workers)
-        val = _decodable("data.val_path", val, val_path, workers)
+    if data.get("on_error") == "skip" and hasattr(train, "samples"):
+        workers = data.get("num_workers", 0)
+        train = _decodable("data.train_path", train, paths[0], workers)
+        val = _decodable("data.val_path", val, paths[1], workers)
     return train, val
 
 

@@ -154,16 +154,8 @@ def _check_resumable(model: LightningModule, checkpoint: dict[str, Any], path: P
 def _validation(cfg: DictConfig, host: Host) -> DataLoader | None:
     if cfg.data.val_path is None or cfg.data.no_labels:
         return None
-    _, dataset = evaluation_datasets(
-        host,
-        cfg.data.dataset,
-        cfg.data.train_path,
-        cfg.data.val_path,
-        image_size=cfg.augmentations[0].crop_size,
-        data_format=cfg.data.format,
-        on_error=cfg.data.get("on_error"),
-        workers=cfg.data.num_workers,
-    )
+    size = cfg.augmentations[0].crop_size
+    _, dataset = evaluation_datasets(host, cfg.data, image_size=size)
     return evaluation_loader(dataset, cfg.optimizer.batch_size, cfg.data.num_workers)
 
 

@@ -142,5 +142,6 @@ def test_a_loop_of_links_counts_each_image_once(views: str, images: Path, tmp_pa
         labels = torch.cat([labels for _, _, labels in loader]).tolist()
         assert len(loader.dataset if views == "per_image" else loader.images) == 25
         assert len(labels) == 25 and labels.count(0) == labels.count(1) == 8
-    for found in evaluation_datasets(HOST, "custom", str(folder), str(folder), image_size=32):
+    data = {"dataset": "custom", "train_path": str(folder), "val_path": str(folder)}
+    for found in evaluation_datasets(HOST, data, image_size=32):
         assert len(found) == 25
