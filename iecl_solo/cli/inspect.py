@@ -26,7 +26,8 @@ def run(args: argparse.Namespace) -> int:
     With no option, on the very views that the monitor measured last, so that both say the same.
     """
 
-    from iecl_solo.evaluate.load import first_views, load_method, read_pretrained
+    from iecl_solo.evaluate.inspect import inspect
+    from iecl_solo.evaluate.load import read_pretrained
     from iecl_solo.evaluate.pictures import (
         plot_monitor,
         plot_saib_over_training,
@@ -35,12 +36,9 @@ def run(args: argparse.Namespace) -> int:
     from iecl_solo.files import write_json
     from iecl_solo.lipschitz import sigmas
     from iecl_solo.saib import load_saib
-    from iecl_solo.solo.config import parse_block, plain
-    from iecl_solo.solo.data import pretrain_set
     from iecl_solo.solo.host import find_host
     from iecl_solo.solo.settings import check_images, without_labels
-    from iecl_solo.train.callbacks.entropy_monitor import MonitorConfig, measure
-    from iecl_solo.train.logs import read_log, read_metrics
+    from iecl_solo.train.logs import read_metrics
     from iecl_solo.train.run import versions
 
     host = find_host()
@@ -50,36 +48,21 @@ def run(args: argparse.Namespace) -> int:
         cfg.data.train_path = args.data
         if not without_labels(cfg):
             check_images("--data", cfg.data.get("format", "image_folder"), args.data)
-    available = len(pretrain_set(cfg, host, None))
     given = {"images": args.images, "probes": args.probes, "volume_images": args.volume_images}
-    monitor = folder / "monitor.csv"
-    measured = read_log(monitor) if monitor.is_file() else None
-    own = plain(cfg.get("monitor")) or {}
-    if measured is not None and len(measured):  # it may have measured less than was asked for
-        last = measured.iloc[-1].dropna()
-        if last.get("delta_h_images"):  # whoever asks has the time that the training had not
-            own |= {name: int(last[name]) for name in ("delta_h_images", "probes") if name in last}
-    own |= {name: value for name, value in given.items() if value is not None}
-    config = parse_block("monitor", MonitorConfig, own)
-    if args.images is not None:
-        cfg.optimizer.batch_size = args.images
-    cfg.optimizer.batch_size = min(cfg.optimizer.batch_size, available)
-    model = load_method(pretrained, host)
-    epoch = int(pretrained.checkpoint["epoch"])
-    views = first_views(cfg, host, epoch)
-    values = measure(model, host, views, config)
-    images = min(config.images, len(views[0]))
-    print(f"{images} images, the first of epoch {epoch + 1} (seed {cfg.seed}) of {available}")
-    to = Path(args.to) if args.to else folder / "inspect"
+    values, sample, model, views, monitor = inspect(pretrained, host, given)
+    print(
+        f"{sample['images']} images, the first of epoch {sample['epoch'] + 1} "
+        f"(seed {sample['seed']}) of {sample['of']}"
+    )
     for name, value in values.items():
         if "/" not in name:  # the layers' own are in the file and in the picture
             print(f"{name:<26}{value:.5g}")
-    sample = {"images": images, "epoch": epoch, "seed": cfg.seed, "of": available}
+    to = Path(args.to) if args.to else folder / "inspect"
     about = {"sample": sample, "versions": versions(host)}
     write_json(to / "inspect.json", {"measures": values, **about})
     plot_singular_values(sigmas(getattr(model, host.online)), to / "singular_values.png")
-    if measured is not None:
-        plot_monitor(measured, read_metrics(folder), to / "entropy.png")
+    if monitor is not None:
+        plot_monitor(monitor, read_metrics(folder), to / "entropy.png")
     kept = sorted(folder.glob("saib-epoch-*.safetensors"))
     if kept:
         chosen = [*kept[:: max(1, len(kept) // 4)], kept[-1]]

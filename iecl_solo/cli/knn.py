@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from iecl_solo.cli.hydra_app import Invocation
 from iecl_solo.errors import IECLError
-from iecl_solo.evaluate.knn import extract_features, knn_accuracies
+from iecl_solo.evaluate.knn import extract_features, knn_rows
 from iecl_solo.evaluate.load import load_backbone, read_pretrained
 from iecl_solo.files import write_json
 from iecl_solo.solo.config import plain
@@ -66,22 +65,14 @@ def main(cfg: DictConfig, given: Invocation) -> None:
         cfg.k = [k for k in cfg.k if k not in too_many] or [len(train[0])]
         print(f"k: without {too_many}, the training images are {len(train[0])}")
     rows = []
-    for distance in cfg.distance_function:
-        temperatures = cfg.temperature if distance == "cosine" else [cfg.temperature[0]]
-        scores = {
-            temperature: knn_accuracies(
-                train, test, k=cfg.k, temperature=temperature, distance=distance, device=device
-            )
-            for temperature in temperatures
-        }
-        for k, temperature in itertools.product(cfg.k, temperatures):
-            top1, top5 = scores[temperature][k]
-            row = {"distance": distance, "k": k, "acc1": top1, "acc5": top5}
-            if distance == "cosine":
-                row["temperature"] = temperature
-            rows.append(row)
-            at = f", T {temperature}" if distance == "cosine" else ""
-            print(f"k-NN ({distance}, k {k}{at}): top-1 {top1:.2f} %, top-5 {top5:.2f} %")
+    swept = {"k": cfg.k, "temperature": cfg.temperature, "distance": cfg.distance_function}
+    for row in knn_rows(train, test, **swept, device=device):
+        rows.append(row)
+        at = f", T {row['temperature']}" if "temperature" in row else ""
+        print(
+            f"k-NN ({row['distance']}, k {row['k']}{at}): top-1 {row['acc1']:.2f} %, "
+            f"top-5 {row['acc5']:.2f} %"
+        )
     result = pretrained.path.parent / "knn.json"
     write_json(result, {"rows": rows, "versions": versions(host)})
     print(f"saved: {result}")

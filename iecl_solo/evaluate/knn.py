@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -131,3 +133,42 @@ def knn_accuracy(
 ) -> tuple[float, float]:
     """``knn_accuracies`` of one k: top-1 and top-5 in per cent."""
     return knn_accuracies(train, test, k=[k], **options)[k]  # type: ignore[arg-type]
+
+
+def knn_rows(
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    *,
+    k: Sequence[int],
+    temperature: Sequence[float],
+    distance: Sequence[str],
+    device: torch.device | str = "cpu",
+) -> Iterator[dict[str, Any]]:
+    """``knn_accuracies`` of every combination, a row each as soon as its distance is done.
+
+    Args:
+        train: features (N, d) and labels (N,) that vote.
+        test: features (M, d) and labels (M,) that are classified.
+        k: numbers of neighbours that vote.
+        temperature: of the cosine weights; with euclidean distance there is none.
+        distance: cosine, euclidean or both.
+        device: where to compute.
+
+    Raises:
+        IECLError: as ``knn_accuracies``.
+
+    Example:
+        >>> x, y = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), torch.tensor([0, 0, 1])
+        >>> list(knn_rows((x, y), (x, y), k=[1], temperature=[0.1, 0.2], distance=["euclidean"]))
+        [{'distance': 'euclidean', 'k': 1, 'acc1': 100.0, 'acc5': 100.0}]
+    """
+    for name in distance:
+        heats = temperature if name == "cosine" else temperature[:1]
+        scores = {
+            heat: knn_accuracies(train, test, k=k, temperature=heat, distance=name, device=device)
+            for heat in heats
+        }
+        for n, heat in product(k, heats):
+            top1, top5 = scores[heat][n]
+            row: dict[str, Any] = {"distance": name, "k": n, "acc1": top1, "acc5": top5}
+            yield row | ({"temperature": heat} if name == "cosine" else {})
