@@ -15,6 +15,20 @@ from iecl_solo.evaluate.knn import DISTANCES
 from iecl_solo.evaluate.transfer import names
 
 
+def _check_positive(key: str, values: list[int] | list[float]) -> None:
+    if not values or min(values) <= 0:
+        raise IECLError(f"evaluation.{key}: {values} is not a list of positive numbers")
+
+
+def _check_trained(name: str, protocol: LinearProtocol | FinetuneProtocol) -> None:
+    """What linear evaluation and fine-tuning share."""
+    checks.whole(f"evaluation.{name}.batch_size", protocol.batch_size, 1)
+    checks.number(f"evaluation.{name}.weight_decay", protocol.weight_decay, 0)
+    for lr in protocol.lr:
+        checks.number(f"evaluation.{name}.lr", lr, 0, above=True)
+    _check_positive(f"{name}.lr", protocol.lr)
+
+
 @dataclass
 class KNNProtocol:
     """Weighted k-NN on the frozen backbone's features; values of the host's classifier.
@@ -25,6 +39,11 @@ class KNNProtocol:
     k: list[int] = field(default_factory=lambda: [20])
     temperature: float = 0.07
     distance: str = "cosine"
+
+    def __post_init__(self) -> None:
+        _check_positive("knn.k", self.k)
+        checks.number("evaluation.knn.temperature", self.temperature, 0, above=True)
+        checks.one_of("evaluation.knn.distance", self.distance, DISTANCES)
 
 
 @dataclass
@@ -43,6 +62,10 @@ class LinearProtocol:
     batch_size: int = 256
     augment: bool = True
 
+    def __post_init__(self) -> None:
+        checks.whole("evaluation.linear.max_epochs", self.max_epochs, 0)
+        _check_trained("linear", self)
+
 
 @dataclass
 class FinetuneProtocol:
@@ -56,6 +79,12 @@ class FinetuneProtocol:
     lr: list[float] = field(default_factory=lambda: [0.1])
     weight_decay: float = 0.0
     batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        for share in self.fractions:
+            checks.number("evaluation.finetune.fractions", share, 0, 1, above=True)
+        checks.whole("evaluation.finetune.max_epochs", self.max_epochs, 1)
+        _check_trained("finetune", self)
 
 
 #: What can be measured beside the accuracies, by ``evaluation.measures``.
@@ -74,6 +103,10 @@ class LabelFreeProtocol:
     images: int = 256
     views: int = 8
 
+    def __post_init__(self) -> None:
+        for name, count in vars(self).items():
+            checks.whole(f"evaluation.label_free.{name}", count, 2)
+
 
 @dataclass
 class RetrievalProtocol:
@@ -85,6 +118,15 @@ class RetrievalProtocol:
 
     k: list[int] = field(default_factory=lambda: [1, 5, 10])
     pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_positive("retrieval.k", self.k)
+        try:
+            re.compile(self.pattern or "")
+        except re.error as error:
+            raise IECLError(
+                f"evaluation.retrieval.pattern: no regular expression: {error}"
+            ) from None
 
 
 @dataclass
@@ -98,6 +140,15 @@ class CorruptionProtocol:
     corruptions: list[str] = field(default_factory=list)
     severities: list[int] = field(default_factory=lambda: list(SEVERITIES))
     images: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in self.corruptions:
+            checks.one_of("evaluation.corruptions.corruptions", name, CORRUPTIONS)
+        if not self.severities or not set(self.severities) <= set(SEVERITIES):
+            raise IECLError(
+                f"evaluation.corruptions.severities: {self.severities} is not out of 1 to 5"
+            )
+        checks.whole("evaluation.corruptions.images", self.images, 1)
 
 
 #: torchvision's segmentation data sets that are taken by name.
@@ -168,44 +219,7 @@ class EvaluationConfig:
             checks.one_of("evaluation.measures", name, MEASURES)
         if "dense_miou" in self.measures and self.dense.root is None:
             raise IECLError("evaluation.dense.root: no value is given, dense_miou needs one")
-        checks.one_of("evaluation.knn.distance", self.knn.distance, DISTANCES)
-        checks.number("evaluation.knn.temperature", self.knn.temperature, 0, above=True)
-        checks.whole("evaluation.linear.max_epochs", self.linear.max_epochs, 0)
-        checks.whole("evaluation.finetune.max_epochs", self.finetune.max_epochs, 1)
-        trained: dict[str, LinearProtocol | FinetuneProtocol] = {
-            "linear": self.linear,
-            "finetune": self.finetune,
-        }
-        for name, part in trained.items():
-            checks.whole(f"evaluation.{name}.batch_size", part.batch_size, 1)
-            checks.number(f"evaluation.{name}.weight_decay", part.weight_decay, 0)
-            for lr in part.lr:
-                checks.number(f"evaluation.{name}.lr", lr, 0, above=True)
-        try:
-            re.compile(self.retrieval.pattern or "")
-        except re.error as error:
-            raise IECLError(
-                f"evaluation.retrieval.pattern: no regular expression: {error}"
-            ) from None
-        for name, count in vars(self.label_free).items():
-            checks.whole(f"evaluation.label_free.{name}", count, 2)
         checks.number("evaluation.held_out", self.held_out, 0, 0.99, above=True)
-        for name in self.corruptions.corruptions:
-            checks.one_of("evaluation.corruptions.corruptions", name, CORRUPTIONS)
-        severities = self.corruptions.severities
-        if not severities or not set(severities) <= set(SEVERITIES):
-            raise IECLError(f"evaluation.corruptions.severities: {severities} is not out of 1 to 5")
-        checks.whole("evaluation.corruptions.images", self.corruptions.images, 1)
-        for name, values in (
-            ("knn.k", self.knn.k),
-            ("linear.lr", self.linear.lr),
-            ("finetune.lr", self.finetune.lr),
-            ("retrieval.k", self.retrieval.k),
-        ):
-            if not values or min(values) <= 0:
-                raise IECLError(f"evaluation.{name}: {values} is not a list of positive numbers")
-        for share in self.finetune.fractions:
-            checks.number("evaluation.finetune.fractions", share, 0, 1, above=True)
         for name, data in self.datasets.items():
             if not isinstance(data, dict):
                 raise checks.refusal(f"evaluation.datasets.{name}", data, "a block of keys")
