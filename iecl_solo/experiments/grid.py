@@ -14,9 +14,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from iecl_solo import checks
 from iecl_solo.digits import write_digits, write_masks
 from iecl_solo.errors import IECLError, unknown_name
-from iecl_solo.experiments.throughput import installed
+from iecl_solo.experiments.throughput import available
 from iecl_solo.solo import schema
 from iecl_solo.solo.config import flatten, parse_block, plain
 from iecl_solo.solo.registry import OBJECTIVES, choose_objectives
@@ -110,6 +111,37 @@ class Cell:
         return {k: v for k, v in asdict(self).items() if k != "source"}
 
 
+def _no_repeats(key: str, values: list[Any]) -> None:
+    """Each value is a run, or a table."""
+    for value in values:
+        if values.count(value) > 1:
+            raise IECLError(f"{key}: {value} is given twice")
+
+
+def _check_axes(axes: Mapping[str, Any]) -> None:
+    for key, values in axes.items():
+        if key in _NO_AXES:
+            raise IECLError(f"axes.{key}: it is no axis, {_NO_AXES[key]} of the benchmark says it")
+        if not isinstance(values, list) or not values:
+            raise IECLError(f"axes.{key}: {values!r} is not a list of values")
+        _no_repeats(f"axes.{key}", values)
+
+
+def _check_data(blocks: Mapping[str, Any]) -> None:
+    for name, data in blocks.items():
+        if not isinstance(data, dict) or "config" not in data:
+            raise IECLError(f"data.{name}: no config is given")
+
+
+def _check_arms(arms: Mapping[str, Any]) -> None:
+    for name, arm in arms.items():
+        if not isinstance(arm, dict) or "method" not in arm:
+            raise IECLError(f"arms.{name}: no method is given")
+        other = arm.get("against")
+        if other is not None and other not in arms:
+            raise IECLError(f"arms.{name}.against: {unknown_name('arm', other, arms)}")
+
+
 def read_benchmark(cfg: Mapping[str, Any] | DictConfig) -> BenchmarkConfig:
     """Check a benchmark's YAML, the chosen preset filled in.
 
@@ -140,36 +172,20 @@ def read_benchmark(cfg: Mapping[str, Any] | DictConfig) -> BenchmarkConfig:
             raise IECLError(f"{key}: no value is given (preset {preset})")
     if Path(benchmark.name).name != benchmark.name:
         raise IECLError(f"name: {benchmark.name!r} is not allowed, a folder's name is")
-    if twice := sorted({m for m in benchmark.measures if benchmark.measures.count(m) > 1}):
-        raise IECLError(f"measures: {twice[0]} is given twice")
     if benchmark.kind not in KINDS:
         raise unknown_name("kind", benchmark.kind, KINDS)
-    if repeated := sorted({s for s in benchmark.seeds if benchmark.seeds.count(s) > 1}):
-        raise IECLError(f"seeds: {repeated[0]} is given twice, each seed is one run")
-    # a ratio's quartiles take two rounds at least
-    for key, value, least in (("rounds", benchmark.rounds, 2), ("threads", benchmark.threads, 1)):
-        if value is not None and value < least:
-            raise IECLError(f"{key}: {value} is not allowed, a whole number from {least} up is")
+    _no_repeats("measures", benchmark.measures)
+    _no_repeats("seeds", benchmark.seeds)
+    checks.whole("rounds", benchmark.rounds, 2)  # a ratio's quartiles take two at least
+    if benchmark.threads is not None:
+        checks.whole("threads", benchmark.threads, 1)
     if benchmark.kind == "throughput":
-        benchmark.arms = installed(benchmark.arms)
+        benchmark.arms = available(benchmark.arms)
     # a key with dots in the YAML is a nested one on the command line, where the later counts
     benchmark.axes = flatten(benchmark.axes)
-    for key, values in benchmark.axes.items():
-        if key in _NO_AXES:
-            raise IECLError(f"axes.{key}: it is no axis, {_NO_AXES[key]} of the benchmark says it")
-        if not isinstance(values, list) or not values:
-            raise IECLError(f"axes.{key}: {values!r} is not a list of values")
-        if any(values.count(value) > 1 for value in values):
-            raise IECLError(f"axes.{key}: {values!r} names a value twice, each is one run")
-    for name, data in benchmark.data.items():
-        if not isinstance(data, dict) or "config" not in data:
-            raise IECLError(f"data.{name}: no config is given")
-    for name, arm in benchmark.arms.items():
-        if not isinstance(arm, dict) or "method" not in arm:
-            raise IECLError(f"arms.{name}: no method is given")
-        other = arm.get("against")
-        if other is not None and other not in benchmark.arms:
-            raise IECLError(f"arms.{name}.against: {unknown_name('arm', other, benchmark.arms)}")
+    _check_axes(benchmark.axes)
+    _check_data(benchmark.data)
+    _check_arms(benchmark.arms)
     benchmark.dir = benchmark.dir or f"benchmark/{benchmark.name}-{benchmark.preset}"
     return benchmark
 

@@ -41,14 +41,14 @@ _BATCH = 256
 _VIEW_BATCHES, _STEPS = 2, 2
 
 
-def installed(arms: Mapping[str, Any]) -> dict[str, Any]:
+def available(arms: Mapping[str, Any]) -> dict[str, Any]:
     """The pipelines that can be measured here.
 
     Raises:
         IECLError: for a name that is no pipeline.
 
     Example:
-        >>> list(installed({"host": {}, "batched": {}}))
+        >>> list(available({"host": {}, "batched": {}}))
         ['host', 'batched']
     """
     for name in arms:

@@ -251,7 +251,7 @@ CASES: list[tuple[list[str], list[str]]] = [
     ([*BENCH, "settings.foo=1"], ["unknown key settings.foo", "no run reads it"]),
     ([*BENCH, "settings.optimizer.foo=1"], ["unknown key settings.optimizer.foo"]),
     ([*BENCH, "axes.foo=[1,2]"], ["unknown key axes.foo", "no run reads it"]),
-    ([*BENCH, "axes.optimizer.lr=[1,1]"], ["axes.optimizer.lr", "a value twice"]),
+    ([*BENCH, "axes.optimizer.lr=[1,1]"], ["axes.optimizer.lr", "1 is given twice"]),
     ([*BENCH, "axes.seed=[1,2]"], ["axes.seed", "no axis", "seeds"]),
     ([*BENCH, "data.toy.settings.data.val_path=null"], ["data.val_path", "no value"]),
     (

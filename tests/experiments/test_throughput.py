@@ -16,7 +16,7 @@ from iecl_solo.errors import IECLError
 from iecl_solo.experiments import throughput
 from iecl_solo.experiments.store import Store
 from iecl_solo.experiments.throughput import (
-    installed,
+    available,
     measure_throughput,
     source,
     write_table,
@@ -31,9 +31,9 @@ def images(tmp_path: Path) -> Path:
 def test_a_peer_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(throughput.importlib.util, "find_spec", lambda name: None)
     arms = {"host": 1, "kornia": 2, "batched": 3}
-    assert installed(arms) == {"host": 1, "batched": 3}
+    assert available(arms) == {"host": 1, "batched": 3}
     with pytest.raises(IECLError, match=r"unknown pipeline 'batch': did you mean 'batched'"):
-        installed({"batch": {}})
+        available({"batch": {}})
 
 
 @pytest.mark.parametrize("threads", [1, 2])
