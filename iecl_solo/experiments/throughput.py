@@ -147,9 +147,9 @@ def _pipeline(cfg: DictConfig) -> DictConfig:
 
 
 def _lightly(cfg: DictConfig) -> Any:
+    a = _pipeline(cfg)
     from lightly.transforms import SimCLRTransform  # type: ignore[import-not-found, unused-ignore]
 
-    a = _pipeline(cfg)
     jitter = a.color_jitter
     return SimCLRTransform(
         input_size=a.crop_size,
@@ -171,9 +171,9 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def _kornia(cfg: DictConfig) -> Callable[[Tensor], list[Tensor]]:
+    a = _pipeline(cfg)
     import kornia.augmentation as k  # type: ignore[import-not-found, unused-ignore]
 
-    a = _pipeline(cfg)
     jitter = a.color_jitter
     size = (a.crop_size, a.crop_size)
     chain = torch.nn.Sequential(
@@ -190,11 +190,11 @@ def _kornia(cfg: DictConfig) -> Callable[[Tensor], list[Tensor]]:
 
 
 def _stable_pretraining(cfg: DictConfig) -> Callable[[Tensor], list[Tensor]]:
+    a = _pipeline(cfg)
     from stable_pretraining.data import (  # type: ignore[import-not-found, unused-ignore]
         gpu_transforms as g,
     )
 
-    a = _pipeline(cfg)
     jitter = a.color_jitter
     chain = g.StackedMultiView(
         g.GPUCompose(

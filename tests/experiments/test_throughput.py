@@ -54,13 +54,14 @@ def test_peers_are_given_the_same_pipeline(images: Path):
     cfg = config("simclr", images, augmentations=[pipeline(color_jitter=jitter)])
     (_, views, _), *_ = source(cfg, "kornia", HOST, batch_size=8, batches=1, threads=1)
     assert [v.shape for v in views] == [(8, 3, 32, 32)] * 2
-    solarized = [pipeline(color_jitter=jitter, solarization={"prob": 0.1})]
+
+
+@pytest.mark.parametrize("peer", throughput.PEERS)
+def test_peers_refuse_another_pipeline_than_simclrs(images: Path, peer: str):
+    """Also where they are not installed."""
+    cfg = config("simclr", images, augmentations=[pipeline(solarization={"prob": 0.1})])
     with pytest.raises(IECLError, match="SimCLR's two views of one pipeline"):
-        source(
-            config("simclr", images, augmentations=solarized),
-            *("kornia", HOST),
-            **{"batch_size": 8, "batches": 1, "threads": 1},
-        )
+        source(cfg, peer, HOST, batch_size=8, batches=1, threads=1)
 
 
 def test_rates_and_ratios_are_of_what_was_timed(images: Path, monkeypatch: pytest.MonkeyPatch):
