@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -58,12 +59,20 @@ def state(results: Results) -> str:
     return ", ".join(parts)
 
 
-def overall(results: Results, measure: str) -> list[tuple[str, str, int, Difference, float]]:
+class Compared(NamedTuple):
+    """An arm's difference from the one that it is against, over so many settings; Holm's p."""
+
+    arm: str
+    against: str
+    settings: int
+    difference: Difference
+    p: float
+
+
+def overall(results: Results, measure: str) -> list[Compared]:
     """Each arm's difference over all settings: each seed's mean over settings, then over seeds.
 
-    Returns:
-        (arm, against, settings, difference, Holm's p); a seed counts if it has every setting that
-        the arm has.
+    A seed counts if it has every setting that the arm has.
     """
     both = pairs(results.of(measure), ["setting"])
     found: list[tuple[str, str, int, Difference]] = []
@@ -74,8 +83,8 @@ def overall(results: Results, measure: str) -> list[tuple[str, str, int, Differe
         difference = paired_difference(per_seed, np.zeros(len(per_seed)))
         found.append((str(arm), str(other), wide.shape[1], difference))
     found.sort(key=lambda row: results.arms.index(row[0]))
-    corrected = holm([row[3].p for row in found])
-    return [(*row, float(p)) for row, p in zip(found, corrected, strict=True)]
+    corrected = holm([difference.p for *_, difference in found])
+    return [Compared(*row, float(p)) for row, p in zip(found, corrected, strict=True)]
 
 
 def _amount(measure: str, difference: Difference) -> str:
@@ -113,9 +122,8 @@ def _why_untested(differences: Sequence[Difference]) -> str:
     return " or ".join(["too few to test"] * few + ["the same difference at every one"] * same)
 
 
-def _answer_of_one(
-    measure: str, arm: str, other: str, settings: int, difference: Difference, p: float
-) -> str:
+def _answer_of_one(measure: str, row: Compared) -> str:
+    arm, other, settings, difference, p = row
     seeds = count(difference.n, "seed")
     if not difference.n:
         return f"No seed of {arm} and {other} has every setting yet."
@@ -137,26 +145,26 @@ def _answer_of_one(
     )
 
 
-def _answer_of_many(measure: str, rows: Sequence[tuple[str, str, int, Difference, float]]) -> str:
-    there = [row for row in rows if row[3].n]
+def _answer_of_many(measure: str, rows: Sequence[Compared]) -> str:
+    there = [row for row in rows if row.difference.n]
     if not there:
         return "No seed of an arm and its baseline has every setting yet."
-    marks = [sign(caution(row[3], row[4])) for row in rows]
+    marks = [sign(caution(row.difference, row.p)) for row in rows]
     significant, rest, untested = (
         [row for row, its in zip(rows, marks, strict=True) if its == mark]
         for mark in ("", "n.s.", "†")
     )
-    seeds = sorted({row[3].n for row in rows})
+    seeds = sorted({row.difference.n for row in rows})
     n = count(seeds[-1], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-    largest = max(there, key=lambda row: abs(row[3].mean))
-    far = f"the largest difference is {_amount(measure, largest[3])}, {_called(largest[0])}"
-    far += _over(largest[2])
+    largest = max(there, key=lambda row: abs(row.difference.mean))
+    far = f"the largest difference is {_amount(measure, largest.difference)}, "
+    far += _called(largest.arm) + _over(largest.settings)
     if len(untested) == len(rows):
-        why = _why_untested([row[3] for row in rows])
+        why = _why_untested([row.difference for row in rows])
         return f"Not tested ({n}, {why}): in {name(measure)} {far}."
     how = f"{n}, paired t, Holm-corrected"
     if not significant:
-        finest = min(detectable_difference(row[3].n, row[3].sd) for row in rest)
+        finest = min(detectable_difference(row.difference.n, row.difference.sd) for row in rest)
         how += f"; minimum detectable difference {amount(finest, difference_unit(measure))} or more"
         how += " at 80 % power"
     if len(rest) == len(rows):
@@ -164,7 +172,7 @@ def _answer_of_many(measure: str, rows: Sequence[tuple[str, str, int, Difference
             f"None of {len(rows)} arms is significantly different from its baseline in "
             f"{name(measure)} ({how}); {far}."
         )
-    bases = {row[1] for row in rows}
+    bases = {row.against for row in rows}
 
     def from_(arms: Sequence[str]) -> str:
         if len(bases) == 1:
@@ -173,24 +181,28 @@ def _answer_of_many(measure: str, rows: Sequence[tuple[str, str, int, Difference
 
     said: dict[str, list[str]] = {}
     for where in ("ahead of", "behind", "above", "below"):
-        said[where] = [_called(r[0]) for r in significant if _standing(measure, r[3].mean) == where]
-    said["not significantly different from"] = [_called(row[0]) for row in rest]
+        said[where] = [
+            _called(row.arm)
+            for row in significant
+            if _standing(measure, row.difference.mean) == where
+        ]
+    said["not significantly different from"] = [_called(row.arm) for row in rest]
     parts = [
         f"{listed(arms)} {'is' if len(arms) == 1 else 'are'} {where} {from_(arms)}"
         for where, arms in said.items()
         if arms
     ]
     if untested:
-        arms = [_called(row[0]) for row in untested]
+        arms = [_called(row.arm) for row in untested]
         parts.append(f"{listed(arms)} {'is' if len(arms) == 1 else 'are'} not tested")
     return f"In {name(measure)}, {', '.join(parts)}; {far} ({how})."
 
 
-def _trend(results: Results, measure: str, row: tuple[str, str, int, Difference, float]) -> str:
+def _trend(results: Results, measure: str, row: Compared) -> str:
     """What the batch size does to the only difference, where it is an axis."""
     if BATCH_SIZE not in results.axes:
         return ""
-    slope = slopes(results, measure, groups(results, BATCH_SIZE)).get(row[:2])
+    slope = slopes(results, measure, groups(results, BATCH_SIZE)).get((row.arm, row.against))
     if slope is None:
         return ""
     if caution(slope, slope.p):
@@ -268,7 +280,7 @@ def answer(results: Results) -> str:
         return so_far + f"no run has measured {name(measure)}, which the question is about."
     if rows := overall(results, measure):
         if len(rows) == 1:
-            sentence = _answer_of_one(measure, *rows[0]).removesuffix(".")
+            sentence = _answer_of_one(measure, rows[0]).removesuffix(".")
             return so_far + sentence + _trend(results, measure, rows[0]) + "."
         return so_far + _answer_of_many(measure, rows)
     table = summary_table(results.of(measure), ["setting"])
