@@ -105,19 +105,24 @@ def to_pixels(images: Tensor, low: Tensor | float = 0.0, high: Tensor | float = 
     return (255 * x).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
-def changed_views(views: Tensor, after: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Views (B, 3, H, W) and what a transform made of them, on the views' own scale.
+def matched(after: Tensor, before: Tensor) -> Tensor:
+    """Images (B, 3, H, W), each at the mean and the contrast of the view that it was made of.
 
-    Each image is matched to its view's mean and contrast: a plain scaling is undone by the first
-    batch norm, and would here only show as saturated pixels.
+    A plain scaling is undone by the first batch norm, and on the view's own scale it would only
+    show as saturated pixels.
     """
+    dims = (1, 2, 3)
+    mean, deviation = before.mean(dims, keepdim=True), before.std(dims, keepdim=True)
+    own_deviation = after.std(dims, keepdim=True).clamp_min(1e-6)
+    return (after - after.mean(dims, keepdim=True)) / own_deviation * deviation + mean
+
+
+def changed_views(views: Tensor, after: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Views (B, 3, H, W) and what a transform made of them, ``matched``, on the views' scale."""
     views, after = views.float().cpu(), after.float().cpu()
     dims = (1, 2, 3)
-    mean, deviation = views.mean(dims, keepdim=True), views.std(dims, keepdim=True)
-    own_deviation = after.std(dims, keepdim=True).clamp_min(1e-6)
-    matched = (after - after.mean(dims, keepdim=True)) / own_deviation * deviation + mean
     low, high = views.amin(dims, keepdim=True), views.amax(dims, keepdim=True) + 1e-6
-    return to_pixels(views, low, high), to_pixels(matched, low, high)
+    return to_pixels(views, low, high), to_pixels(matched(after, views), low, high)
 
 
 def make_gallery(

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
+from iecl_solo.evaluate.gallery import matched
 from iecl_solo.evaluate.palette import BASELINE, OTHERS
 from iecl_solo.saib import match_statistics
 from iecl_solo.train.logs import host_loss, is_term
@@ -23,6 +24,24 @@ def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Figur
     """A figure and its axes (rows, columns); without pyplot, whose backend is the user's."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _epochs(axis: Any) -> None:
+    """Dress an axis whose x is epochs."""
+    axis.set_xlabel("epoch", fontsize=9)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _mosaic(axes: Any, rows: Mapping[str, Tensor], fontsize: int) -> None:
+    """Pictures (n, h, w, 3) in rows, each with its label."""
+    for row, (label, pictures) in zip(axes, rows.items(), strict=True):
+        for axis, picture in zip(row, pictures, strict=True):
+            axis.imshow(picture.numpy(), interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+        row[0].set_ylabel(label, fontsize=fontsize)
 
 
 def _titled(column: str) -> str:
@@ -48,10 +67,7 @@ def plot_curves(runs: dict[str, pd.DataFrame], path: Path) -> None:
             {loss: "host loss", accuracy: "online accuracy, %"}.get(column, _titled(column)),
             fontsize=10,
         )
-        axis.set_xlabel("epoch", fontsize=9)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
+        _epochs(axis)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     axes.flat[0].legend(frameon=False, fontsize=9)
@@ -93,10 +109,7 @@ def plot_monitor(monitor: pd.DataFrame, metrics: pd.DataFrame, path: Path) -> No
         if len(found) > 1:
             axis.legend(frameon=False, fontsize=8)
         axis.set_title(title, fontsize=10)
-        axis.set_xlabel("epoch", fontsize=9)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
+        _epochs(axis)
     figure.savefig(path, dpi=130)
 
 
@@ -139,12 +152,8 @@ def plot_saib_over_training(
         rows |= {label: match_statistics(saib(views), views) for label, saib in saibs.items()}
     count = len(views)
     figure, axes = _panels(len(rows), count, 1.2 * count + 1, 1.25 * len(rows) + 0.3)
-    for row, (label, pictures) in zip(axes, rows.items(), strict=True):
-        for axis, picture in zip(row, _shown(pictures, low, high), strict=True):
-            axis.imshow(picture.numpy(), interpolation="nearest")
-            axis.set_xticks([])
-            axis.set_yticks([])
-        row[0].set_ylabel(label, fontsize=9)
+    shown = {label: _shown(pictures, low, high) for label, pictures in rows.items()}
+    _mosaic(axes, shown, 9)
     figure.suptitle("each channel at the view's own mean and contrast", fontsize=9)
     figure.savefig(path, dpi=130)
 
@@ -163,29 +172,19 @@ def plot_saib(before: Tensor, after: Tensor, path: Path, columns: int = 8) -> No
         columns: how many views to show.
     """
     before, after = before[:columns].float().cpu(), after[:columns].float().cpu()
-    # matched to the raw view's mean and spread: a plain scaling is undone by the first batch norm,
-    # and on the raw view's scale it would only show as saturated pixels
-    mean, std = (f(before, dim=(1, 2, 3), keepdim=True) for f in (torch.mean, torch.std))
-    mean_after = after.mean(dim=(1, 2, 3), keepdim=True)
-    std_after = after.std(dim=(1, 2, 3), keepdim=True)
-    matched = (after - mean_after) / std_after.clamp_min(1e-6) * std + mean
-    low = before.amin(dim=(1, 2, 3), keepdim=True)
-    high = before.amax(dim=(1, 2, 3), keepdim=True) + 1e-6
-    difference = (matched - before).abs()
+    dims = (1, 2, 3)
+    low, high = before.amin(dims, keepdim=True), before.amax(dims, keepdim=True) + 1e-6
+    shown = matched(after, before)
+    difference = (shown - before).abs()
     rows = {
         "view": _shown(before, low, high),
-        "SAIB(view)": _shown(matched, low, high),
+        "SAIB(view)": _shown(shown, low, high),
         "|difference|": (difference / difference.amax().clamp_min(1e-6)).permute(0, 2, 3, 1),
     }
     count = len(before)
     figure, axes = _panels(3, count, 1.3 * count + 0.9, 4.3)
-    for row, (label, pictures) in zip(axes, rows.items(), strict=True):
-        for axis, picture in zip(row, pictures, strict=True):
-            axis.imshow(picture.numpy(), interpolation="nearest")
-            axis.set_xticks([])
-            axis.set_yticks([])
-        row[0].set_ylabel(label, fontsize=10)
-    scale = float((std_after / std.clamp_min(1e-6)).mean())
+    _mosaic(axes, rows, 10)
+    scale = float((after.std(dims) / before.std(dims).clamp_min(1e-6)).mean())
     largest = float(difference.amax() / (high - low).mean())
     figure.suptitle(
         f"SAIB, shown at the view's mean and contrast (it multiplies contrast by {scale:.2f}); "
