@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from iecl_solo.entropy import effective_rank
 from iecl_solo.errors import IECLError
 
 #: Of each measure, whether more is better (1), less (-1), or neither (0).
@@ -37,16 +38,15 @@ def _perplexity(spectrum: Tensor, eps: float) -> float:
     return float(torch.exp(-(p * p.log()).sum()))
 
 
-def rankme(features: Tensor, eps: float = 1e-7) -> float:
-    """Effective rank by the singular values: exp(-sum p ln p), p = sigma / sum(sigma) + eps.
+def rankme(features: Tensor) -> float:
+    """Effective rank by the singular values: exp(-sum p ln p), p = sigma / sum(sigma) + 1e-7.
 
     Garrido et al., "RankMe: Assessing the Downstream Performance of Pretrained Self-Supervised
     Representations by Their Rank", ICML 2023, arXiv 2210.02885, equations 1 and 2. The matrix is
     not centred. The authors take 25,600 images.
 
     Args:
-        features: (N, d).
-        eps: the paper's 1e-7.
+        features: (N, d), N >= 2.
 
     Returns:
         Between 1 (collapsed to a line) and min(N, d).
@@ -58,7 +58,7 @@ def rankme(features: Tensor, eps: float = 1e-7) -> float:
         >>> round(rankme(torch.eye(4)), 3), round(rankme(torch.ones(4, 3)), 3)
         (4.0, 1.0)
     """
-    return _perplexity(torch.linalg.svdvals(_matrix(features, 1)), eps)
+    return float(effective_rank(_matrix(features, 2)))
 
 
 def lidar(features: Tensor, delta: float = 1e-4, eps: float = 1e-7) -> float:
