@@ -9,8 +9,8 @@ A benchmark's folder holds::
     rows/_benchmark.json         what was asked: name, question, arms, axes, measures, ...
     rows.csv                     the finished rows, rewritten after each cell; to be committed
 
-No file is written by two cells, and none is locked by the kernel, so nothing asks of a network file
-system what NFS lacks. A row that is lost is made again of its run (``iecl_solo.experiments.cell``).
+No file is written by two cells, and none is locked by the kernel, so the folder may lie on NFS. A
+row that is lost is made again of its run (``iecl_solo.experiments.cell``).
 
 ``rows.csv`` is in long form, one line a measure: id, data, arm, against, method, axes (JSON),
 seed, device, seconds, measure, value, versions (JSON, on a cell's first line). Its first line is a
@@ -43,7 +43,7 @@ STALE = 180.0
 _META = "_benchmark.json"
 _IDENTITY = ("id", "data", "arm", "against", "method", "axes", "seed")
 #: Columns of ``Store.cells``, the axes aside.
-_COLUMNS = (
+COLUMNS = (
     *("id", "data", "arm", "against", "method", "seed", "status", "error", "owner", "heartbeat"),
     *("seconds", "device", "config", "versions", "command"),
 )
@@ -217,8 +217,8 @@ class Store:
     def cells(self) -> pd.DataFrame:
         """One row a cell; each axis of the grid is a column of its own, by its dotted key."""
         rows = self.rows()
-        frame = pd.DataFrame([[row.get(name) for name in _COLUMNS] for row in rows], dtype=object)
-        frame = frame.reindex(columns=range(len(_COLUMNS))).set_axis(list(_COLUMNS), axis=1)
+        frame = pd.DataFrame([[row.get(name) for name in COLUMNS] for row in rows], dtype=object)
+        frame = frame.reindex(columns=range(len(COLUMNS))).set_axis(list(COLUMNS), axis=1)
         for name in ("seed", "heartbeat", "seconds"):
             frame[name] = pd.to_numeric(frame[name])
         axes = pd.DataFrame([row["axes"] for row in rows], index=frame.index)

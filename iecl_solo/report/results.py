@@ -17,19 +17,13 @@ import pandas as pd
 
 from iecl_solo.evaluate.gallery import Gallery, read_gallery
 from iecl_solo.evaluate.label_free import BETTER
-from iecl_solo.experiments.store import Store
+from iecl_solo.experiments.store import COLUMNS, Store
 from iecl_solo.report import figures
 from iecl_solo.report.figures import Look
 from iecl_solo.report.statistics import Difference, difference_table, paired_difference, pairs
 from iecl_solo.report.tables import better, difference_unit, is_cost
 
 BATCH_SIZE = "optimizer.batch_size"
-
-#: Columns of ``Store.cells`` that are no axis of the grid.
-_COLUMNS = (
-    *("id", "data", "arm", "against", "method", "seed", "status", "error", "owner", "heartbeat"),
-    *("seconds", "device", "config", "versions", "command"),
-)
 
 
 def text(value: Any) -> str:
@@ -293,7 +287,7 @@ def read(store: Store) -> Results:
         cells = cells.sort_values("id", key=lambda ids: ids.map(place))
     cells = _named_data(cells)
     axes = [axis for axis in meta.get("axes") or {} if axis in cells or cells.empty]
-    others = (c for c in cells.columns if c not in (*_COLUMNS, *axes))
+    others = (c for c in cells.columns if c not in (*COLUMNS, *axes))
     axes += [c for c in others if cells[c].notna().any()]
     keys = [(str(row["data"]), *(text(row.get(axis)) for axis in axes)) for row in records(cells)]
     settings = list(dict.fromkeys(keys))
