@@ -34,7 +34,7 @@ def test_lightning_module_logs_the_terms():
 
 
 def test_reading_a_store(tmp_path: Path):
-    store = make_store(tmp_path / "store.sqlite")
+    store = make_store(tmp_path / "rows")
     table = example("read_store").main(str(store.path))
     difference = table["iecl_simclr"] - table["simclr"]
     assert len(table) and (table["difference"] - difference).abs().max() < 1e-12

@@ -1,1 +1,1 @@
-"""Evaluation of a pretrained backbone, with the host's own code."""
+"""Evaluation of a pretrained backbone; linear layers with augmentations are the host's own."""

@@ -53,7 +53,7 @@ def write_report(store: Store, to: Path) -> Path:
     Example:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
-        >>> page = write_report(Store(folder / "store.sqlite"), folder)
+        >>> page = write_report(Store(folder / "rows"), folder)
         >>> "Nothing can be said yet" in page.read_text(encoding="utf-8")
         True
     """
