@@ -1,7 +1,7 @@
 """The page's sections, one file each; a file that is put here is a section, with no list to join.
 
-A file defines ``sections(results)``, which returns what it has to say of a store's rows, an empty
-list where it has nothing. A ``Section`` says where it stands by its ``place``.
+A file defines ``sections(results)``, which returns what it has to say of a store's rows; a section
+that is empty is left out. A ``Section`` says where it stands by its ``place``.
 """
 
 from __future__ import annotations
@@ -18,4 +18,5 @@ def all_sections(results: Results) -> list[Section]:
     found: list[Section] = []
     for name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
         found += importlib.import_module(f"{__name__}.{name}").sections(results)
+    found = [s for s in found if s.words or s.tables or s.pictures or s.folded]
     return sorted(found, key=lambda section: section.place)

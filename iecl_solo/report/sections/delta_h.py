@@ -40,6 +40,4 @@ def sections(results: Results) -> list[Section]:
                         ),
                     )
                 )
-    if not pictures:
-        return []
     return [Section("delta-h", "ΔH against the loss", PLACE, pictures=pictures)]

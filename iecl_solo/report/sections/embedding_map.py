@@ -31,4 +31,4 @@ def sections(results: Results) -> list[Section]:
                 grid="none",
             )
         )
-    return [Section("map", "Map of the features", PLACE, pictures=pictures)] * bool(pictures)
+    return [Section("map", "Map of the features", PLACE, pictures=pictures)]

@@ -38,4 +38,4 @@ def sections(results: Results) -> list[Section]:
                 grid="none",
             )
         )
-    return [Section("neighbours", "Nearest neighbours", PLACE, pictures=pictures)] * bool(pictures)
+    return [Section("neighbours", "Nearest neighbours", PLACE, pictures=pictures)]

@@ -95,8 +95,6 @@ def sections(results: Results) -> list[Section]:
         if not crossed:
             for i in range(len(results.settings)):
                 pictures += _sweep_line(results, measure, sweep, i, f"sensitivity-{n}-{i}")
-    if not pictures:
-        return []
     return [Section("sensitivity", "Sensitivity", PLACE, pictures=pictures)]
 
 

@@ -38,4 +38,4 @@ def sections(results: Results) -> list[Section]:
                 grid="none",
             )
         )
-    return [Section("views", "Views before and after", PLACE, pictures=pictures)] * bool(pictures)
+    return [Section("views", "Views before and after", PLACE, pictures=pictures)]
