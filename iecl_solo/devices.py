@@ -24,6 +24,15 @@ def fast_bf16(cpu: bool) -> str | None:
     return next((f"the CPU has {flag}" for flag in _FAST_BF16 if flag in flags), None)
 
 
+def cuda_or_cpu() -> str:
+    """Where what is measured here is computed: CUDA where there is one, else the CPU.
+
+    >>> cuda_or_cpu() in ("cuda", "cpu")
+    True
+    """
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def on_cpu(accelerator: str) -> bool:
     """Whether Lightning's ``accelerator`` means the CPU on this machine.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from iecl_solo.cli.hydra_app import Invocation
+from iecl_solo.devices import cuda_or_cpu
 from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.knn import extract_features, knn_rows
 from iecl_solo.evaluate.load import load_backbone, read_pretrained
@@ -54,7 +54,7 @@ def main(cfg: DictConfig, given: Invocation) -> None:
     size = pretrained.cfg.augmentations[0].crop_size
     train_set, test_set = evaluation_datasets(host, data, image_size=size)
     backbone = load_backbone(pretrained, host)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = cuda_or_cpu()
     train, test = (
         extract_features(backbone, evaluation_loader(s, cfg.batch_size, cfg.num_workers), device)
         for s in (train_set, test_set)

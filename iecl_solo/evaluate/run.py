@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms
 
 from iecl_solo.decoded import undecodable
+from iecl_solo.devices import cuda_or_cpu
 from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.corruptions import CORRUPTIONS, check_library, corrupted
 from iecl_solo.evaluate.dense import dense_miou, masked_sets, square
@@ -114,18 +115,13 @@ def _at(data: Labelled, indices: Sequence[int]) -> Labelled:
     return data[0][indices], data[1][indices]
 
 
-def device() -> str:
-    """Where features are computed and compared."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _knn(
     train: Labelled, test: Labelled, protocol: KNNProtocol, held_out: float
 ) -> dict[str, float]:
     options: dict[str, Any] = {
         "temperature": protocol.temperature,
         "distance": protocol.distance,
-        "device": device(),
+        "device": cuda_or_cpu(),
     }
     best = protocol.k[0]
     if len(protocol.k) > 1:
@@ -174,7 +170,7 @@ class _Evaluation:
     def _features(self, dataset: Any) -> Labelled:
         loader = evaluation_loader(dataset, 256, self.cfg.data.num_workers)
         batches = EachMinute(f"{self.cfg.name}  batches for their features").over(loader)
-        return extract_features(self.backbone, batches, device())
+        return extract_features(self.backbone, batches, cuda_or_cpu())
 
     def _config(self, protocol: Any) -> tuple[DictConfig, dict[str, Any]]:
         known = "torchvision" in self.data  # which the host cannot count the classes of
@@ -221,7 +217,7 @@ class _Evaluation:
             batch_size=protocol.batch_size,
             weight_decay=protocol.weight_decay,
             seed=self.cfg.seed,
-            device=device(),
+            device=cuda_or_cpu(),
         )
 
     def _on_features(
@@ -256,12 +252,12 @@ class _Evaluation:
     def retrieval(self) -> dict[str, float]:
         """recall@k among the test images, by label, and of objects where a pattern is given."""
         protocol, (features, labels) = self.protocol.retrieval, self.test
-        by_label = recall_at_k(features, labels, protocol.k, device=device())
+        by_label = recall_at_k(features, labels, protocol.k, device=cuda_or_cpu())
         found = {f"recall_at_{k}": value for k, value in by_label.items()}
         if protocol.pattern is not None:
             files = file_names(self.test_set, self.data["val_path"])
             objects, sources = groups_by_name(files, protocol.pattern)
-            same = recall_at_k(features, objects, protocol.k, sources=sources, device=device())
+            same = recall_at_k(features, objects, protocol.k, sources=sources, device=cuda_or_cpu())
             found |= {f"same_object_recall_at_{k}": value for k, value in same.items()}
         return found
 
@@ -279,7 +275,7 @@ class _Evaluation:
         options: dict[str, Any] = {
             "temperature": self.protocol.knn.temperature,
             "distance": self.protocol.knn.distance,
-            "device": device(),
+            "device": cuda_or_cpu(),
         }
         names = protocol.corruptions or list(CORRUPTIONS)
         found: dict[str, list[float]] = {}
@@ -365,9 +361,9 @@ def _unlabelled(cfg: DictConfig, host: Host, most: int) -> Images:
 
 @torch.inference_mode()
 def _features_of(backbone: nn.Module, images: Images, num_workers: int) -> Tensor:
-    backbone = backbone.to(device()).eval()
+    backbone = backbone.to(cuda_or_cpu()).eval()
     loader = DataLoader(images, 256, num_workers=num_workers)
-    return torch.cat([backbone(x.to(device())).float().cpu() for x in loader])
+    return torch.cat([backbone(x.to(cuda_or_cpu())).float().cpu() for x in loader])
 
 
 def view_features(
@@ -396,7 +392,7 @@ def view_features(
             batches = DataLoader(SeededViews(dataset, cfg.seed), 128, sampler=places)
             crops = [crops[:large] for _, crops, _ in batches]
             for view in range(large):
-                parts = [backbone(batch[view].to(device())).float().cpu() for batch in crops]
+                parts = [backbone(batch[view].to(cuda_or_cpu())).float().cpu() for batch in crops]
                 found.append(torch.cat(parts))
     return torch.stack(found[:views], 1)
 
@@ -487,7 +483,9 @@ def dense(pretrained: Pretrained, host: Host, protocol: DenseProtocol) -> float:
     sets = masked_sets(protocol, shown, size)
     backbone = load_backbone(pretrained, host)
     pulse = EachMinute(f"{cfg.name}  epochs of the dense probe")
-    return dense_miou(backbone, *sets, protocol, seed=cfg.seed, device=device(), progress=pulse)
+    return dense_miou(
+        backbone, *sets, protocol, seed=cfg.seed, device=cuda_or_cpu(), progress=pulse
+    )
 
 
 def _dense_where_asked(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from iecl_solo.devices import cuda_or_cpu
 from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.evaluate.load import load_method, read_pretrained
 from iecl_solo.evaluate.protocol import EvaluationConfig
@@ -127,7 +128,7 @@ def _cost(benchmark: BenchmarkConfig, cell: Cell, host: Host) -> dict[str, Any]:
             if (c.arm, c.data, c.axes, c.seed) == (cell.against, cell.data, cell.axes, cell.seed)
         ]
         baseline = configuration(benchmark, other)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = cuda_or_cpu()
     measures = measure_cost(cfg, baseline, host, rounds=benchmark.rounds, device=device)
     about = {"device": device, "config": plain(cfg), "versions": versions(host)}
     return {"metrics": measures, **about}

@@ -189,7 +189,7 @@ def measure_cost(
     host: Host,
     *,
     rounds: int = 20,
-    device: torch.device | str | None = None,
+    device: torch.device | str,
 ) -> dict[str, float]:
     """What a method's step costs, and how that compares with its baseline's.
 
@@ -198,14 +198,13 @@ def measure_cost(
         baseline: of what it is compared with; None for a baseline itself.
         host: the solo-learn in use.
         rounds: timed steps of each.
-        device: CUDA where there is one, if not given.
+        device: where they run.
 
     Returns:
         ``seconds_per_step`` (median), ``peak_tensor_bytes``, ``flops`` (a step's) and
         ``parameters``; with a baseline also ``time_ratio`` with its quartiles ``time_ratio_low``
         and ``time_ratio_high``, ``memory_ratio``, ``flops_ratio`` and ``parameters_ratio``.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     absolute: list[dict[str, float]] = []
     for own in (cfg, baseline):
         if own is not None:  # one after the other, so that neither's memory counts for the other
