@@ -27,6 +27,7 @@ from iecl_solo.saib import BaseSAIB, save_saib
 from iecl_solo.solo.config import parse_block, plain
 from iecl_solo.solo.host import Host, find_host
 from iecl_solo.solo.wrapper import transforming
+from iecl_solo.train.callbacks.terminal import duration
 from iecl_solo.train.fit import pretrain
 from iecl_solo.train.logs import training_curves
 from iecl_solo.train.run import ARGS, RESULT, Run, versions
@@ -159,17 +160,6 @@ def _progress(benchmark: BenchmarkConfig, cell: Cell, store: Store) -> str:
     if walls:
         words += f"  (about {duration(sum(walls) / len(walls) * left / at_once)} left)"
     return words
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit that a person would take.
-
-    >>> duration(40), duration(600), duration(9000)
-    ('40 s', '10 min', '2.5 h')
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def run_cell(benchmark: BenchmarkConfig, cell: Cell) -> bool:
