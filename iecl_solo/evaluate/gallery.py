@@ -5,7 +5,6 @@ Kept as one ``gallery.npz`` in the run's folder, for a report to draw: small pic
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 from iecl_solo.checks import installed
 from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.knn import nearest
+from iecl_solo.files import replacing
 
 GALLERY = "gallery.npz"
 
@@ -58,9 +58,9 @@ class Gallery:
 
     def save(self, folder: Path) -> None:
         """Write ``gallery.npz``, whole or not at all."""
-        part = folder / "gallery.part.npz"
-        np.savez_compressed(part, **asdict(self))
-        os.replace(part, folder / GALLERY)
+        # a file that is open: to a name, NumPy would add its own ending
+        with replacing(folder / GALLERY) as part, part.open("wb") as file:
+            np.savez_compressed(file, **asdict(self))
 
 
 def read_gallery(folder: Path) -> Gallery | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from support import HOST, image_folder, raw_config, script
 
-from iecl_solo.errors import IECLError
+from iecl_solo.errors import CannotWrite, IECLError
 from iecl_solo.evaluate.gallery import make_gallery, read_gallery
 from iecl_solo.evaluate.label_free import BETTER, label_free
 from iecl_solo.evaluate.load import load_backbone, read_pretrained
@@ -128,6 +130,21 @@ def test_gallery_comes_back_from_its_folder(tmp_path: Path):
     assert all(np.array_equal(vars(made)[name], value) for name, value in vars(found).items())
     (tmp_path / "gallery.npz").write_bytes(b"half")
     assert read_gallery(tmp_path) is None
+
+
+def test_a_gallery_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def written_in_part(to: Any, **arrays: np.ndarray) -> None:
+        to.write(b"half") if hasattr(to, "write") else Path(to).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    features = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
+    made = make_gallery(features, None, lambda i: np.zeros((2, 2, 3), np.uint8))
+    monkeypatch.setattr(np, "savez_compressed", written_in_part)
+    with pytest.raises(CannotWrite, match=r"gallery.npz: it cannot be written \(No space left"):
+        made.save(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_unknown_measure_is_refused():
