@@ -31,7 +31,12 @@ SEVERITIES = (1, 2, 3, 4, 5)
 LEAST = 32
 
 
-def _library() -> Any:
+def find_library() -> Any:
+    """The package ``imagecorruptions``.
+
+    Raises:
+        IECLError: one line, where it is not installed.
+    """
     try:
         return importlib.import_module("imagecorruptions")
     except ImportError as error:
@@ -39,11 +44,6 @@ def _library() -> Any:
             f"evaluation.measures: corruptions needs a package that is not here ({error.name}): "
             "pip install 'iecl-solo[corruptions]'"
         ) from None
-
-
-def check_library() -> None:
-    """Raises: IECLError, one line, where the package is not installed."""
-    _library()
 
 
 class Corrupt:
@@ -74,7 +74,7 @@ class Corrupt:
                 f"corruptions: an image of {pixels.shape[1]} x {pixels.shape[0]} pixels, at least "
                 f"{LEAST} x {LEAST} are needed"
             )
-        library = _library()
+        library = find_library()
         seed = zlib.crc32(pixels.tobytes() + f"{self.name} {self.severity}".encode())
         # some draw from NumPy's global state, some from a generator of their own
         takes = "seed" in inspect.signature(library.corruption_dict[self.name]).parameters

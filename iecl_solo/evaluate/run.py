@@ -23,7 +23,7 @@ from torchvision import transforms
 from iecl_solo.decoded import undecodable
 from iecl_solo.devices import cuda_or_cpu
 from iecl_solo.errors import IECLError
-from iecl_solo.evaluate.corruptions import CORRUPTIONS, check_library, corrupted
+from iecl_solo.evaluate.corruptions import CORRUPTIONS, corrupted, find_library
 from iecl_solo.evaluate.dense import dense_miou, masked_sets, square
 from iecl_solo.evaluate.features import Images
 from iecl_solo.evaluate.gallery import VIEWS, changed_views, make_gallery, to_pixels
@@ -92,7 +92,7 @@ def check_evaluation(protocol: EvaluationConfig) -> None:
         elif "root" in data and not Path(data["root"]).expanduser().is_dir():
             raise IECLError(f"{where}.root: {data['root']}: no such folder")
     if "corruptions" in protocol.measures:
-        check_library()
+        find_library()
     if "dense_miou" in protocol.measures:
         masked_sets(protocol.dense, None, 1)
 
@@ -267,7 +267,7 @@ class _Evaluation:
         Args:
             k: of the k-NN, as chosen on clean images.
         """
-        check_library()
+        find_library()
         protocol, linear = self.protocol.corruptions, self.protocol.linear
         probes = self._probes([self.choose_lr()], self.train) if linear.max_epochs else None
         rows = np.linspace(0, len(self.test[1]) - 1, min(protocol.images, len(self.test[1])))

@@ -302,20 +302,20 @@ def bars(
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a forest plot; ``told`` where the difference is one."""
+    """A row of a forest plot; ``significant`` where the difference is."""
 
     label: str
     mean: float
     low: float
     high: float
-    told: bool
+    significant: bool
 
 
 def forest(axes: Axes, rows: Sequence[Row], x: str) -> None:
     """Differences with their intervals, one below the other, and the line of no difference."""
     axes.axvline(0, color=MUTED, linewidth=1)
     for i, row in enumerate(rows):
-        colour = ACCENT if row.told else MUTED
+        colour = ACCENT if row.significant else MUTED
         if math.isfinite(row.low):
             axes.plot([row.low, row.high], [i, i], color=colour, linewidth=1.8)
         axes.plot(
@@ -324,7 +324,7 @@ def forest(axes: Axes, rows: Sequence[Row], x: str) -> None:
             "o",
             color=colour,
             markersize=5.5,
-            markerfacecolor=colour if row.told else "none",
+            markerfacecolor=colour if row.significant else "none",
             markeredgewidth=1.3,
         )
         axes.text(0, i - 0.26, row.label, transform=axes.get_yaxis_transform(), fontsize=8)
@@ -337,11 +337,10 @@ def forest(axes: Axes, rows: Sequence[Row], x: str) -> None:
 
 @dataclass(frozen=True)
 class Tile:
-    """A tile of a heat map; ``told`` where a difference is one."""
+    """A tile of a heat map."""
 
     value: float
     text: str
-    told: bool = True
 
 
 def tiles(

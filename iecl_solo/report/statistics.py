@@ -8,8 +8,8 @@ by Student's t on the differences.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -299,3 +299,8 @@ def difference_table(runs: pd.DataFrame, by: Sequence[str], unit: str = "") -> p
     ]
     columns = ["n", "mean", "sd", "low", "high", "p", "p_holm", "detectable", "caution"]
     return pd.DataFrame(rows, columns=[*keys, *columns])
+
+
+def difference_of(row: Mapping[str, Any]) -> Difference:
+    """The ``Difference`` in a row of ``difference_table``."""
+    return Difference(**{field.name: row[field.name] for field in fields(Difference)})

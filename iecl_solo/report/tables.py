@@ -18,7 +18,6 @@ from iecl_solo.solo.registry import term_label
 #: says, and any other measure by its own name.
 NAMES = {
     "online_acc1": ("online linear top-1", "%"),
-    "online_acc5": ("online linear top-5", "%"),
     "knn_acc1": ("k-NN top-1", "%"),
     "knn_acc5": ("k-NN top-5", "%"),
     "linear_acc1": ("linear probe top-1", "%"),
@@ -28,7 +27,6 @@ NAMES = {
     "val_acc1": ("evaluation top-1", "%"),
     "train_acc1": ("training top-1", "%"),
     "query_entropy": ("H(Z′) of the query", "nats"),
-    "anchor_entropy": ("H(Z) of the anchor", "nats"),
     "entropy_query": ("coding rate of the query", "nats"),
     "entropy_anchor": ("coding rate of the anchor", "nats"),
     "effective_rank": ("effective rank", ""),

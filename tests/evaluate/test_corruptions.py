@@ -63,4 +63,4 @@ def test_bad_input_is_refused(images: Path, picture: Image.Image):
 def test_library_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "imagecorruptions", None)
     with pytest.raises(IECLError, match=r"pip install 'iecl-solo\[corruptions\]'"):
-        corruptions.check_library()
+        corruptions.find_library()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import pandas as pd
 
@@ -12,7 +10,7 @@ from iecl_solo.report import figures
 from iecl_solo.report.figures import Picture, Row, picture
 from iecl_solo.report.results import Results, count, records, slug, text
 from iecl_solo.report.section import MANY, Section, expand, setting_cells
-from iecl_solo.report.statistics import MIN_SEEDS, Difference, sign, summarize, summary_table
+from iecl_solo.report.statistics import MIN_SEEDS, difference_of, sign, summarize, summary_table
 from iecl_solo.report.tables import (
     Cell,
     Table,
@@ -106,17 +104,13 @@ def main_table(results: Results, measure: str) -> Table:
     )
 
 
-def _difference(row: Mapping[str, Any]) -> Difference:
-    return Difference(*(row[key] for key in ("n", "mean", "sd", "low", "high", "p")))
-
-
 def differences_table(results: Results, measure: str) -> Table:
     """Each arm minus its baseline, in pairs, with what the seeds can say of it."""
     frame = results.differences[measure]
     tested = bool(frame["low"].notna().any())  # of one seed there is nothing to test
     rows = []
     for row in records(frame):
-        difference = _difference(row)
+        difference = difference_of(row)
         mean = number(measure, difference.mean, difference.sd, sign=True)
         entries = [
             *setting_cells(results, row["setting"]),

@@ -8,7 +8,7 @@ import pandas as pd
 
 from iecl_solo.report.results import Results, count, records
 from iecl_solo.report.section import MANY, Section
-from iecl_solo.report.statistics import Difference, summarize, summary_table
+from iecl_solo.report.statistics import difference_of, summarize, summary_table
 from iecl_solo.report.tables import Cell, Table, interval, is_cost, number, title
 
 PLACE = 5
@@ -19,7 +19,7 @@ def overview_table(results: Results, measures: Sequence[str]) -> Table:
     pairs: dict[tuple[str, str], dict[str, Cell]] = {}
     for measure in measures:
         for row in records(results.differences[measure]):
-            difference = Difference(*(row[k] for k in ("n", "mean", "sd", "low", "high", "p")))
+            difference = difference_of(row)
             mean = number(measure, difference.mean, difference.sd, sign=True)
             ends = interval(measure, difference, sign=True)
             entry = Cell(_with(mean, ends), bold=not row["caution"])
