@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from iecl_solo import checks
 from iecl_solo.entropy import full_precision
 from iecl_solo.errors import IECLError
+from iecl_solo.saib import RandomStream
 
 __all__ = [
     "DeltaH",
@@ -37,13 +38,15 @@ Product = Callable[[Tensor], Tensor]
 _BASIS_BYTES = 2**29
 # Columns of J lifted to float64 at a time.
 _COLUMNS = 2**14
+# Of the largest singular value, in units of rounding: below it one is not told from 0.
+_SINGULAR = 64
 
 
 class LogDet(NamedTuple):
     """log|det J| per image, (B,) each, in nats: the mean over probes, and its error.
 
     The error is the standard error over probes and the quadrature's own, in quadrature; inf where
-    the steps are too few to tell.
+    the steps are too few to tell, and where J is singular up to rounding.
     """
 
     mean: Tensor
@@ -92,6 +95,10 @@ def _check_input(module: Module, x: Tensor) -> None:
         raise IECLError(f"images of dtype {x.dtype}: a log-determinant needs float32 or float64")
     layers = module.named_modules() if isinstance(module, nn.Module) else ()
     for name, layer in layers:
+        if isinstance(
+            layer, RandomStream
+        ):  # other noise for each row of a batch, also in eval mode
+            raise IECLError("a SAIB with noise has a Jacobian given its noise: give realize(x[:1])")
         # without running statistics batch norm uses the batch's in eval mode too
         mixes = isinstance(layer, nn.modules.batchnorm._BatchNorm) and (
             layer.training or layer.running_mean is None
@@ -336,12 +343,14 @@ class _Quadrature(NamedTuple):
     """Of the singular values of J as the start vectors see them: (..., steps), CPU, float64.
 
     sum(weights * f(nodes)) stands for start^T f(sqrt(J^T J)) start. ``logs`` (..., 3) is that for f
-    = log, with a quarter of the steps, half of them, and all.
+    = log, with a quarter of the steps, half of them, and all. ``singular`` (...) says where a node
+    of weight is no more than rounding.
     """
 
     nodes: Tensor
     weights: Tensor
     logs: Tensor
+    singular: Tensor
 
 
 def _quadrature(
@@ -366,7 +375,10 @@ def _quadrature(
         # its leading block is what fewer steps would have made
         few, few_weights = _gauss(diagonal[:, :fewer], beside[:, : fewer - 1], symmetric)
         logs.append(torch.where(exact, logs[0], torch.xlogy(few_weights, few).sum(-1)))
-    return _Quadrature(nodes, weights, torch.stack(logs[::-1], -1))
+    eps = torch.finfo(start.dtype).eps
+    lost = nodes <= _SINGULAR * eps * nodes.amax(-1, keepdim=True)
+    singular = (lost & (weights > eps)).any(-1)
+    return _Quadrature(nodes, weights, torch.stack(logs[::-1], -1), singular)
 
 
 def _products(module: Module, x: Tensor, symmetric: bool) -> tuple[Product, Product]:
@@ -441,7 +453,8 @@ def _estimates(quadrature: _Quadrature, x: Tensor) -> tuple[Tensor, Tensor, Tens
     left = torch.where(ratio < 1, last * ratio / (1 - ratio), ratio + math.inf)
     rounding = 100 * torch.finfo(x.dtype).eps * x[0].numel()
     error = torch.where(last <= rounding, last, left)
-    return full, per_probe[..., -1].std(0) / math.sqrt(len(per_probe)), error
+    error = error.masked_fill(quadrature.singular.any(0), math.inf)
+    return full, per_probe[..., -1].std(0).nan_to_num(0) / math.sqrt(len(per_probe)), error
 
 
 def logabsdet(
@@ -467,7 +480,8 @@ def logabsdet(
     is upward, falls as exp(-4 steps / cond(J)), or as exp(-4 steps / sqrt(cond(J))) if symmetric,
     and is 0 from steps = n. It is estimated from the rules of half and a quarter of the steps,
     which cost nothing, and is part of the returned one: inf where the steps are too few to tell (a
-    condition number beyond 1e8 at 30 steps, or fewer than 4 steps).
+    condition number beyond 1e8 at 30 steps, or fewer than 4 steps), and where J is singular up to
+    rounding.
 
     Args:
         module: maps (B, ...) to as many elements per image, each image by itself. In eval mode;

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from iecl_solo import jacobian
 from iecl_solo.errors import IECLError
 from iecl_solo.jacobian import delta_h_split, log_volume, logabsdet, logabsdet_exact
+from iecl_solo.saib import NoiseSAIB
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -508,3 +509,28 @@ def test_bad_input_is_refused_in_one_line(call, says):
     with pytest.raises(IECLError) as error:
         call(images(2, 3, 4, 4))
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_of_a_singular_map_nothing_is_told(dtype: torch.dtype) -> None:
+    x = torch.randn(2, 24, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for singular in (lambda x: x - x.mean(1, keepdim=True), lambda x: 0 * x):
+        assert logabsdet_exact(singular, x).tolist() == [-math.inf] * 2
+        assert logabsdet(singular, x, steps=24).stderr.tolist() == [math.inf] * 2
+        assert delta_h_split(singular, x, steps=24).stderr == math.inf
+    assert logabsdet(lambda x: 2 * x, x).stderr.tolist() == [0.0] * 2
+
+
+def test_a_saib_with_noise_is_measured_given_its_noise() -> None:
+    torch.manual_seed(0)
+    saib, x = NoiseSAIB(8), torch.randn(2, 3, 8, 8)
+    for measure in (logabsdet, logabsdet_exact, delta_h_split):
+        for mode in (saib.train(), saib.eval()):
+            with pytest.raises(IECLError, match=r"give realize\(x\[:1\]\)"):
+                measure(mode, x)
+    assert saib.stream.get_extra_state()[1] == 0
+    given = saib.realize(x[:1])
+    estimated = [logabsdet(given, x, chunk_size=chunk).mean for chunk in (1, 16)]
+    torch.testing.assert_close(*estimated)
+    exact = logabsdet_exact(given, x)
+    assert (estimated[0] - exact).abs().max() < 3 * logabsdet(given, x).stderr.max()
