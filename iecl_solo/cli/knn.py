@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from iecl_solo import checks
 from iecl_solo.cli.hydra_app import Invocation
 from iecl_solo.devices import cuda_or_cpu
 from iecl_solo.errors import IECLError
@@ -16,13 +17,7 @@ from iecl_solo.solo.config import plain
 from iecl_solo.solo.data import evaluation_datasets, evaluation_loader
 from iecl_solo.solo.host import find_host
 from iecl_solo.solo.schema import Neighbours, check_block
-from iecl_solo.solo.settings import (
-    DATASETS,
-    FOLDER_DATASETS,
-    check_images,
-    check_one_of,
-    require,
-)
+from iecl_solo.solo.settings import DATASETS, FOLDER_DATASETS, check_images, require
 from iecl_solo.train.run import versions
 
 _LISTS = ("k", "temperature", "distance_function", "feature_type")
@@ -45,7 +40,7 @@ def main(cfg: DictConfig, given: Invocation) -> None:
     pretrained = read_pretrained(cfg.pretrained_feature_extractor)
     own = {k: v for k, v in (cfg.get("data") or {}).items() if v is not None}
     data = {**plain(pretrained.cfg.data), **own, "num_workers": cfg.num_workers}
-    check_one_of("data.dataset", data["dataset"], DATASETS)
+    checks.one_of("data.dataset", data["dataset"], DATASETS)
     for key in ("train_path", "val_path"):
         if data.get(key) is None:
             raise IECLError(f"data.{key}: no value is given, and the checkpoint has none")

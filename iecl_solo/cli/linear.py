@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from iecl_solo import checks
 from iecl_solo.cli.hydra_app import Invocation
 from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.linear import linear_accuracy
@@ -19,7 +20,7 @@ from iecl_solo.files import write_json
 from iecl_solo.solo.config import plain
 from iecl_solo.solo.data import IMAGENET_MEAN, IMAGENET_STD, evaluation_datasets
 from iecl_solo.solo.host import Host, find_host
-from iecl_solo.solo.settings import check_one_of, device_count, prepare_linear, require
+from iecl_solo.solo.settings import device_count, prepare_linear, require
 from iecl_solo.train.callbacks.terminal import Terminal
 from iecl_solo.train.fit import loggers, trainer_arguments
 from iecl_solo.train.run import ARGS, RESULT, check_name, versions
@@ -81,7 +82,7 @@ def main(cfg: DictConfig, given: Invocation) -> None:
     host = find_host()
     pretrained = read_pretrained(cfg.pretrained_feature_extractor)
     _fill(cfg, pretrained.cfg, given)
-    check_one_of("scheduler.name", OmegaConf.select(cfg, "scheduler.name"), SCHEDULERS)
+    checks.one_of("scheduler.name", OmegaConf.select(cfg, "scheduler.name"), SCHEDULERS)
     if cfg.get("name") and check_name(cfg.name) in _TAKEN:
         raise IECLError(f"name: {cfg.name!r} is not allowed, the run has a file of that name")
     if device_count(cfg) > 1:

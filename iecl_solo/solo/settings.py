@@ -58,14 +58,6 @@ def host_refusals(what: str) -> Iterator[None]:
         raise IECLError(f"{what}: solo-learn refuses this configuration: {reason}") from error
 
 
-check_one_of = checks.one_of
-
-
-def check_positive_int(cfg: DictConfig, key: str, minimum: int = 1) -> None:
-    """One line if ``key`` is not a whole number of at least ``minimum``."""
-    checks.whole(key, OmegaConf.select(cfg, key), minimum)
-
-
 def require(cfg: DictConfig, keys: list[str] | tuple[str, ...]) -> None:
     """One line naming the first of ``keys`` that has no value."""
     for key in keys:
@@ -204,7 +196,7 @@ def check_data(cfg: DictConfig, *, full_batches: bool = True, processes: int = 1
         full_batches: whether a batch that is not full is dropped, as in pretraining.
         processes: that share the images.
     """
-    check_one_of("data.dataset", cfg.data.dataset, DATASETS)
+    checks.one_of("data.dataset", cfg.data.dataset, DATASETS)
     data_format = cfg.data.get("format")
     if data_format in FORMATS and cfg.data.dataset not in FOLDER_DATASETS:
         raise IECLError(

@@ -6,19 +6,11 @@ from functools import cache
 
 from omegaconf import DictConfig, OmegaConf
 
-from iecl_solo import devices
-from iecl_solo.errors import IECLError
+from iecl_solo import checks, devices
 from iecl_solo.solo.config import parse_block
 from iecl_solo.solo.host import Host
 from iecl_solo.solo.registry import check_method, choose_objectives, complete_objective
-from iecl_solo.solo.settings import (
-    check_data,
-    check_one_of,
-    check_positive_int,
-    prepare_pretrain,
-    process_count,
-    require,
-)
+from iecl_solo.solo.settings import check_data, prepare_pretrain, process_count, require
 from iecl_solo.train.callbacks.entropy_monitor import MonitorConfig
 from iecl_solo.train.checks import check_classes, check_device_count, check_loggers
 from iecl_solo.train.run import check_name
@@ -53,7 +45,7 @@ def precision(cfg: DictConfig) -> str:
     given = cfg.get("precision")
     given = "32-true" if given is None else str(given)
     given = _SHORT.get(given, given)
-    check_one_of("precision", given, PRECISIONS)
+    checks.one_of("precision", given, PRECISIONS)
     cpu = on_cpu(cfg)
     if given == "16-mixed" and cpu:
         _say_once("precision: 16-mixed is bf16-mixed on a CPU, which has no float16")
@@ -65,16 +57,10 @@ def precision(cfg: DictConfig) -> str:
 
 
 def _complete_checkpoint(cfg: DictConfig) -> None:
-    """``checkpoint:`` with all its values, checked."""
+    """``checkpoint:`` with all its values."""
     for key, value in {"enabled": False, "frequency": 1, "every_n_steps": 0, "keep": 2}.items():
         if cfg.checkpoint.get(key) is None:
             cfg.checkpoint[key] = value
-    if not isinstance(cfg.checkpoint.enabled, bool):
-        given = cfg.checkpoint.enabled
-        raise IECLError(f"checkpoint.enabled: {given!r} is not allowed, true or false is")
-    check_positive_int(cfg, "checkpoint.frequency")
-    check_positive_int(cfg, "checkpoint.every_n_steps", 0)
-    check_positive_int(cfg, "checkpoint.keep")
 
 
 def complete(cfg: DictConfig, host: Host) -> DictConfig:

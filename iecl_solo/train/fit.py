@@ -275,7 +275,7 @@ def _fit(
             Checkpoints(
                 run.checkpoint,
                 cfg.checkpoint.frequency,
-                OmegaConf.select(cfg, "checkpoint.every_n_steps", default=0),
+                cfg.checkpoint.every_n_steps,
                 signals,
                 lambda: not run.lost,
             )
@@ -285,9 +285,7 @@ def _fit(
         | {
             "logger": loggers(cfg, run.folder, run.wandb_id),
             "callbacks": keep,
-            "plugins": [
-                KeptCheckpoints(OmegaConf.select(cfg, "checkpoint.keep", default=2), found)
-            ],
+            "plugins": [KeptCheckpoints(cfg.checkpoint.keep, found)],
             "enable_checkpointing": cfg.checkpoint.enabled,
             "enable_progress_bar": False,
             "enable_model_summary": False,
