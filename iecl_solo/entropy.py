@@ -7,22 +7,21 @@ float64 are computed as they are, half and bfloat16 in float32, whatever autocas
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, ParamSpec
+from collections.abc import Callable
+from typing import ParamSpec
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from iecl_solo import checks
+from iecl_solo.distributed import all_gather_batch
 from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.precision import full_precision, in_full_precision
 
 __all__ = [
     "ESTIMATORS",
@@ -84,79 +83,6 @@ def checked_rows(
     if z.shape[0] < least or z.shape[1] < 1:
         raise IECLError(f"{what} of shape {tuple(z.shape)}: at least {least} rows of 1 are needed")
     return z if z.dtype.itemsize > 4 else z.float()
-
-
-def _precision_switches() -> list[tuple[object, str, object]]:
-    """What lets torch multiply float32 in TF32 or bfloat16: object, attribute, value of "no"."""
-    backends: Any = torch.backends
-    if hasattr(backends.cuda.matmul, "fp32_precision"):
-        cuda = [backends.cuda.matmul, backends.cudnn.conv]
-        cpu = [backends.mkldnn.matmul, backends.mkldnn.conv]
-        return [(place, "fp32_precision", "ieee") for place in (*cuda, *cpu)]
-    # torch < 2.9
-    return [(place, "allow_tf32", False) for place in (backends.cuda.matmul, backends.cudnn)]
-
-
-@contextlib.contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Autocast off, and float32 products in float32: no TF32, and no bfloat16 behind a "medium".
-
-    >>> with torch.autocast("cpu"), full_precision(torch.device("cpu")):
-    ...     (torch.eye(2) @ torch.eye(2)).dtype
-    torch.float32
-    """
-    before = [(place, name, getattr(place, name)) for place, name, _ in _precision_switches()]
-    try:
-        for place, name, exact in _precision_switches():
-            setattr(place, name, exact)
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for place, name, value in before:
-            setattr(place, name, value)
-
-
-class _FullPrecision(torch.autograd.Function):
-    """A function with a graph of its own, so that its backward pass can be run under a context."""
-
-    @staticmethod
-    def forward(ctx: Any, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        with torch.enable_grad(), full_precision(tensors[0].device):
-            inputs = [t.detach().requires_grad_(t.requires_grad) for t in tensors]
-            ctx.inputs, ctx.out = inputs, function(*inputs)
-        return ctx.out.detach()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = [t for t in ctx.inputs if t.requires_grad]
-        with torch.enable_grad(), full_precision(grad[0].device):
-            # retained, since the caller may have asked for the same of the graph around it
-            found = torch.autograd.grad(ctx.out, wanted, grad, retain_graph=True, allow_unused=True)
-        grads = iter(found)
-        return None, *(next(grads) if t.requires_grad else None for t in ctx.inputs)
-
-
-def in_full_precision(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """``function(*tensors)`` under `full_precision`, and its backward pass too.
-
-    Args:
-        function: returns one tensor; what it closes over gets no gradient.
-        *tensors: of floating dtype.
-
-    Returns:
-        The value, differentiable once.
-
-    >>> a = torch.eye(2, requires_grad=True)
-    >>> with torch.autocast("cpu"):
-    ...     product = in_full_precision(torch.matmul, a, torch.ones(2, 2))
-    >>> product.dtype, torch.autograd.grad(product.sum(), a)[0].dtype
-    (torch.float32, torch.float32)
-    """
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return _FullPrecision.apply(function, *tensors)
-    with full_precision(tensors[0].device):
-        return function(*tensors)
 
 
 def by_row_blocks(function: Callable[[slice], Tensor], rows: int, columns: int) -> Tensor:
@@ -772,31 +698,6 @@ def effective_rank(z: Tensor) -> Tensor:
     # zero rows: no share, and a gradient that half precision can hold
     share = singular / torch.where(total > 0, total, 1) + RANK_EPS
     return torch.special.entr(share).sum().exp()
-
-
-def all_gather_batch(z: Tensor) -> Tensor:
-    """The rows of all processes (W * B, d), in the order of rank, with gradients; alone, z itself.
-
-    An entropy of W * B rows is not the mean of W entropies of B rows, so it has to be taken of the
-    gathered batch. Every process then computes the same loss L, and the backward pass of the
-    gathering sums the W equal gradients: z of each process gets W dL/dz. DistributedDataParallel
-    averages the parameters' gradients over the W processes, and the two factors cancel: the
-    gradient is exactly that of one process that holds all W * B rows.
-
-    Args:
-        z: this process's rows (B, d), the same shape in every process.
-
-    Returns:
-        The rows (W * B, d), dtype and device of z.
-
-    >>> all_gather_batch(torch.eye(3)).shape
-    torch.Size([3, 3])
-    """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return z
-    from torch.distributed.nn.functional import all_gather  # absent in builds without distributed
-
-    return torch.cat(all_gather(z))
 
 
 ESTIMATORS: dict[str, Callable[..., Tensor]] = {

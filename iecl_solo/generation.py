@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor
 
-from iecl_solo.entropy import full_precision
+from iecl_solo.distributed import sum_over_processes
 from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.precision import full_precision
 from iecl_solo.saib import patchify
 
 __all__ = [
@@ -108,7 +108,7 @@ def patch_statistics(
     with full_precision(raw[0].device):
         before, after = (_rows(images, patch_size) for images in (raw, made))
         before = before.detach()
-        sums = _sums if gather_distributed else _alone
+        sums = sum_over_processes if gather_distributed else _alone
         count, total, total_made = sums(
             before.new_tensor([len(before)]), before.sum(0), after.detach().sum(0)
         )
@@ -162,17 +162,6 @@ def _rows(images: Sequence[Tensor], patch_size: int) -> Tensor:
 
 def _alone(*parts: Tensor) -> Iterable[Tensor]:
     return parts
-
-
-def _sums(*parts: Tensor) -> Iterable[Tensor]:
-    """Each part summed over the processes, with gradient; alone, as it is."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return parts
-    from torch.distributed.nn.functional import all_reduce  # absent without distributed
-
-    joined = all_reduce(torch.cat([part.flatten() for part in parts]))
-    pieces = joined.split([part.numel() for part in parts])
-    return [piece.view_as(part) for piece, part in zip(pieces, parts, strict=True)]
 
 
 def _cholesky(matrix: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from iecl_solo import checks
-from iecl_solo.entropy import full_precision
 from iecl_solo.errors import IECLError
+from iecl_solo.precision import full_precision
 from iecl_solo.saib import RandomStream
 
 __all__ = [

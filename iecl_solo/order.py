@@ -20,8 +20,9 @@ from weakref import WeakSet
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from iecl_solo.distributed import rank, world_size
 
 
 def seed_of(*place: int) -> int:
@@ -85,12 +86,8 @@ class EpochOrder(DistributedSampler):
         """Begin with ``epoch``, without its first ``batches`` batches."""
         self.epoch, self._seen = epoch, (epoch, batches)
 
-    @property
-    def _processes(self) -> int:
-        return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
     def __len__(self) -> int:
-        return self.images // self._processes
+        return self.images // world_size()
 
     def _order(self, generator: torch.Generator) -> torch.Tensor:
         if self.pieces is None:
@@ -106,9 +103,7 @@ class EpochOrder(DistributedSampler):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
-        order = self._order(generator)
-        rank = dist.get_rank() if self._processes > 1 else 0
-        order = order[rank :: self._processes][: len(self)]
+        order = self._order(generator)[rank() :: world_size()][: len(self)]
         epoch, batches = self._seen
         first = batches * self.batch_size if epoch == self.epoch else 0
         return iter([(self.epoch, index) for index in order[first:].tolist()])

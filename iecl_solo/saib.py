@@ -12,12 +12,12 @@ from os import PathLike
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from einops import einsum, rearrange, reduce
 from torch import Tensor, nn
 
 from iecl_solo import checks
+from iecl_solo.distributed import rank
 from iecl_solo.errors import IECLError, unknown_name
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -511,10 +511,9 @@ class RandomStream(nn.Module):
 
     def next(self, device: torch.device) -> torch.Generator:
         """The generator of the next draw; in evaluation mode always that of the first."""
-        ranked = dist.is_available() and dist.is_initialized()
-        rank = dist.get_rank() if ranked and self.training else 0
         self._draws += self.training
-        name = f"{self._seed}/{rank}/{self._draws if self.training else 0}"
+        place = f"{rank()}/{self._draws}" if self.training else "0/0"
+        name = f"{self._seed}/{place}"
         digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
         return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
 

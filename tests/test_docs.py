@@ -58,8 +58,8 @@ def imports(path: Path) -> set[str]:
 #: The floors, lowest first: what stands on one imports from its own and from those below.
 FLOORS = (
     ("errors", "checks", "devices", "version", "files", "quiet", "images", "decoded", "order",
-     "views", "saib", "entropy", "jacobian", "generation", "lipschitz", "losses", "augment",
-     "digits", "patches", "configs"),
+     "views", "distributed", "precision", "saib", "entropy", "jacobian", "generation", "lipschitz",
+     "losses", "augment", "digits", "patches", "configs"),
     ("objectives", "methods"),
     ("solo",),
     ("train",),
@@ -68,7 +68,9 @@ FLOORS = (
 )  # fmt: skip
 #: Within the floor of what is made of runs the arrows go one way too.
 ORDER = ("evaluate", "experiments", "report")
-MATHEMATICS = ("saib", "entropy", "jacobian", "generation", "lipschitz", "losses")
+MATHEMATICS = (
+    "distributed", "precision", "saib", "entropy", "jacobian", "generation", "lipschitz", "losses"
+)  # fmt: skip
 
 
 def floor(package: str) -> int:

@@ -15,9 +15,10 @@ from einops import einsum
 from torch import Tensor, nn
 
 from iecl_solo import checks
-from iecl_solo.entropy import checked_rows, full_precision, in_full_precision, log_vmf_normalizer
+from iecl_solo.distributed import mean_over_processes
+from iecl_solo.entropy import checked_rows, log_vmf_normalizer
 from iecl_solo.errors import IECLError
-from iecl_solo.losses.features import mean_over_processes
+from iecl_solo.precision import full_precision, in_full_precision
 
 __all__ = ["PrototypeMarginal", "VMFMixture", "entropy_bound"]
 

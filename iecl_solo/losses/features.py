@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch.distributed as dist
 from torch import Tensor
 
 from iecl_solo import checks
@@ -60,18 +59,3 @@ def scale_features(z: Tensor, mu: float) -> Tensor:
     norms = z.norm(dim=1, keepdim=True)
     radius = norms.new_tensor(math.sqrt(mu))  # of z's dtype, so that a row inside stays what it is
     return z * (radius / norms.clamp(min=radius))
-
-
-def mean_over_processes(statistic: Tensor) -> Tensor:
-    """The mean of a statistic of equal batches over all processes, without gradient.
-
-    >>> import torch
-    >>> mean_over_processes(torch.ones(2))
-    tensor([1., 1.])
-    """
-    statistic = statistic.detach()
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        statistic = statistic.clone()
-        dist.all_reduce(statistic)
-        statistic /= dist.get_world_size()
-    return statistic

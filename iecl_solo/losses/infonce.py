@@ -5,19 +5,15 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from iecl_solo.entropy import all_gather_batch, by_row_blocks, checked_rows, in_full_precision
+from iecl_solo.distributed import all_gather_batch, rank
+from iecl_solo.entropy import by_row_blocks, checked_rows
 from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.precision import in_full_precision
 
 POSITIVES = ("joint", "each")
-
-
-def _first_row(rows: int) -> int:
-    """Where this process's rows begin among those of all."""
-    return rows * dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def info_nce(
@@ -82,7 +78,7 @@ def info_nce(
     others, other_indexes, first = z, indexes, 0
     if gather_distributed:
         others, other_indexes = all_gather_batch(z), all_gather_batch(indexes)
-        first = _first_row(len(z))
+        first = rank() * len(z)
     numbers = torch.arange(len(others), device=z.device)
 
     def loss(z: Tensor, others: Tensor) -> Tensor:

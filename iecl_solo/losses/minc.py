@@ -7,14 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from iecl_solo.entropy import full_precision, in_full_precision
+from iecl_solo.distributed import mean_over_processes
 from iecl_solo.errors import IECLError
-from iecl_solo.losses.features import (
-    check_mu,
-    checked_pair,
-    mean_over_processes,
-    scale_features,
-)
+from iecl_solo.losses.features import check_mu, checked_pair, scale_features
+from iecl_solo.precision import full_precision, in_full_precision
 
 
 def cosine_decay(base: float, final: float, progress: float) -> float:

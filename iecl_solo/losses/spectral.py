@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from iecl_solo.entropy import all_gather_batch, in_full_precision
+from iecl_solo.distributed import all_gather_batch
 from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.losses.features import check_mu, checked_pair, scale_features
+from iecl_solo.precision import in_full_precision
 
 PAIRS = ("cross", "all")
 

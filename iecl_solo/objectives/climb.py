@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from iecl_solo import checks
-from iecl_solo.entropy import all_gather_batch, coding_rate
+from iecl_solo.distributed import all_gather_batch
+from iecl_solo.entropy import coding_rate
 from iecl_solo.errors import IECLError
 from iecl_solo.losses.climb import PrototypeMarginal, VMFMixture
 from iecl_solo.objectives.protocol import Made, Objective, Space, Term, Views, of_views, warmup

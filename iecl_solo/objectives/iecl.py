@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iecl_solo import checks
 from iecl_solo import entropy as estimators
+from iecl_solo.distributed import all_gather_batch, mean_over_processes, sum_over_processes
 from iecl_solo.entropy import gaussian_kl
 from iecl_solo.errors import IECLError
 from iecl_solo.generation import COVARIANCES, log_det, patch_statistics
@@ -336,10 +336,7 @@ class _Reverse(torch.autograd.Function):
 def _centred(z: Tensor) -> Tensor:
     """Rows (B, d) in float32 less their mean over all processes."""
     z = z.float()
-    total, count = z.sum(0), torch.tensor(float(len(z)), device=z.device)
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(total)
-        dist.all_reduce(count)
+    total, count = sum_over_processes(z.sum(0), z.new_tensor(len(z)))
     return z - total / count
 
 
@@ -365,11 +362,7 @@ def agreement(made: Made, views: Views) -> Tensor:
         query = {v: _centred(z) for v, z in queries.items()}
         anchor = {v: _centred(z) for v, z in anchors.items()}
         cosines = [F.cosine_similarity(query[q], anchor[a]) for q, a in pairs]
-        value = torch.cat(cosines).mean()
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(value)
-            value = value / dist.get_world_size()
-    return value
+        return mean_over_processes(torch.cat(cosines).mean())
 
 
 class IECL(Objective):
@@ -524,8 +517,8 @@ class IECL(Objective):
         lambda_ = c.lambda_ * warmup(epoch, c.lambda_warmup_epochs)
         of_embeddings = beta if c.kl.space == "embedding" and seen else 0.0
         with torch.autocast(query.device.type, enabled=False):
-            z_query = estimators.all_gather_batch(F.normalize(query.float(), dim=-1))
-            z_anchor = estimators.all_gather_batch(F.normalize(anchor.detach().float(), dim=-1))
+            z_query = all_gather_batch(F.normalize(query.float(), dim=-1))
+            z_anchor = all_gather_batch(F.normalize(anchor.detach().float(), dim=-1))
             with torch.set_grad_enabled(of_embeddings > 0):
                 kl = c.kl.of_embeddings(z_query, z_anchor)
                 if of_embeddings > 0:

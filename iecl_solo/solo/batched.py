@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms.functional import InterpolationMode
 
 from iecl_solo import views
 from iecl_solo.augment import FrozenSAIB
 from iecl_solo.decoded import Decoded, Stored, decode
+from iecl_solo.distributed import rank
 from iecl_solo.errors import IECLError
 from iecl_solo.order import EpochOrder, seed_of
 
@@ -216,9 +217,4 @@ class BatchedLoader:
             yield [index.to(device), made, labels.to(device)]
 
     def _generator(self, epoch: int, number: int) -> torch.Generator:
-        rank = (
-            distributed.get_rank()
-            if distributed.is_available() and distributed.is_initialized()
-            else 0
-        )
-        return torch.Generator().manual_seed(seed_of(self.sampler.seed, epoch, number, rank))
+        return torch.Generator().manual_seed(seed_of(self.sampler.seed, epoch, number, rank()))

@@ -8,6 +8,7 @@ from typing import Any
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from iecl_solo.distributed import world_size
 from iecl_solo.errors import IECLError
 
 
@@ -26,9 +27,9 @@ class Alike(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raises: IECLError, one line, the same in every process."""
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        if world_size() == 1:
             return
-        found: list[Any] = [None] * dist.get_world_size()
+        found: list[Any] = [None] * world_size()
         dist.all_gather_object(found, self.counts)
         for key, first in found[0].items():
             for rank, counts in enumerate(found):
