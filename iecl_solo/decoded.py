@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,9 +86,36 @@ def fingerprint(files: Sequence[Path], root: Path, *settings: object) -> str:
     return digest.hexdigest()[:16]
 
 
-def _earlier(folder: Path, stem: str, ending: str) -> Iterator[Path]:
-    # of this stem alone: that of another variant goes on where this one's key begins
-    return folder.glob(f"{glob.escape(stem)}-{'[0-9a-f]' * 16}{ending}")
+def made_once(root: Path, stem: str, key: str, ending: str, make: Callable[[Path], object]) -> Path:
+    """What is made of a data set and kept beside it, made now or by an earlier run.
+
+    Several processes may call this at once, also on several machines that share the folder: one
+    makes it, the others wait for it. What was made under an earlier key is removed.
+
+    Args:
+        root: the data set's folder or file.
+        stem: the file's name up to the key, a different one for all that is made of ``root``.
+        key: its ``fingerprint``.
+        ending: of the name.
+        make: writes the file whole, or not at all.
+
+    Example:
+        >>> import tempfile
+        >>> root = Path(tempfile.mkdtemp()) / "photos"
+        >>> made_once(root, ".photos.note", "0" * 16, ".txt", Path.touch).name
+        '.photos.note-0000000000000000.txt'
+    """
+    folder = cache_folder(root)
+    path = folder / f"{stem}-{key}{ending}"
+    if path.is_file():
+        return path
+    with FileLock(folder / f"{stem}.lock"):
+        if not path.is_file():  # another process may have made it meanwhile
+            # of this stem alone: that of another variant goes on where this one's key begins
+            for old in folder.glob(f"{glob.escape(stem)}-{'[0-9a-f]' * 16}{ending}*"):
+                old.unlink(missing_ok=True)  # whoever has it mapped keeps it
+            make(path)
+    return path
 
 
 class _Pixels(Dataset):
@@ -129,8 +156,7 @@ def decode(
 ) -> Decoded:
     """The data set's pixels, decoded now or by an earlier run.
 
-    Several processes may call this at once, also on several machines that share the folder: one
-    decodes, the others wait for it.
+    Several processes may call this at once, as ``made_once`` says.
 
     Args:
         read: the image and label at an index.
@@ -146,15 +172,14 @@ def decode(
     """
     root = root.resolve()
     key = fingerprint(files, root, count, stored)
-    stem = f".{root.name}.views{variant}"
-    folder = cache_folder(root)
-    path = folder / f"{stem}-{key}.npy"
-    if not path.is_file():
-        with FileLock(folder / f"{stem}.lock"):
-            if not path.is_file():  # another process may have made it meanwhile
-                for old in _earlier(folder, stem, ".npy*"):
-                    old.unlink(missing_ok=True)  # whoever has it mapped keeps it
-                _write(path, _Pixels(read, count), stored, workers)
+    pixels = _Pixels(read, count)
+    path = made_once(
+        root,
+        f".{root.name}.views{variant}",
+        key,
+        ".npy",
+        lambda path: _write(path, pixels, stored, workers),
+    )
     records: np.ndarray = np.load(path, mmap_mode="r")
     return Decoded(records["image"], records["size"], records["label"])
 
@@ -196,17 +221,14 @@ def undecodable(files: Sequence[Path], root: Path, workers: int = 0) -> set[Path
         ['a.png']
     """
     root = root.expanduser().resolve()
-    folder, stem = cache_folder(root), f".{root.name}.undecodable"
-    file = folder / f"{stem}-{fingerprint(files, root)}.json"
-    if not file.is_file():
-        with FileLock(folder / f"{stem}.lock"):
-            if not file.is_file():  # another process may have made it meanwhile
-                for old in _earlier(folder, stem, ".json"):
-                    old.unlink(missing_ok=True)
-                print(f"looking among {len(files)} images for undecodable ones", file=sys.stderr)
-                loader: Any = DataLoader(_Broken(files), batch_size=None, num_workers=workers)
-                broken = [i for i, is_broken in enumerate(loader) if is_broken]
-                write_json(file, {"undecodable": [os.path.relpath(files[i], root) for i in broken]})
+
+    def look(file: Path) -> None:
+        print(f"looking among {len(files)} images for undecodable ones", file=sys.stderr)
+        loader: Any = DataLoader(_Broken(files), batch_size=None, num_workers=workers)
+        broken = [i for i, is_broken in enumerate(loader) if is_broken]
+        write_json(file, {"undecodable": [os.path.relpath(files[i], root) for i in broken]})
+
+    file = made_once(root, f".{root.name}.undecodable", fingerprint(files, root), ".json", look)
     names = set(read_json(file)["undecodable"])
     return {path for path in files if os.path.relpath(path, root) in names}
 

@@ -11,6 +11,7 @@ order: it mixes ``data.shuffle_shards`` shards at a time.
 from __future__ import annotations
 
 import glob
+import hashlib
 import io
 import os
 import tarfile
@@ -24,7 +25,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from iecl_solo.checks import installed
-from iecl_solo.decoded import Stored, cache_folder, fingerprint
+from iecl_solo.decoded import fingerprint, made_once
 from iecl_solo.errors import IECLError
 from iecl_solo.files import replacing
 from iecl_solo.images import SUFFIXES, load_image
@@ -118,17 +119,20 @@ class Tars:
     def __init__(self, path: str) -> None:
         self.files = tar_files(path)
         root = self.files[0].parent
-        key = fingerprint(self.files, root, len(self.files), Stored(0, 0))
-        index = cache_folder(root / "shards") / f".shards-{key}.npy"
-        if not index.is_file():
-            # several processes may do so at once: each one's file is whole, and the same
-            made = np.concatenate([_members(i, file) for i, file in enumerate(self.files)])
-            with replacing(index) as part, part.open("wb") as file:
-                np.save(file, made)
+        # the folder may hold other shards, whose index stays: those of the validation images, say
+        names = "\n".join(os.path.relpath(file, root) for file in self.files)
+        stem = f".shards-of-{hashlib.sha256(os.fsencode(names)).hexdigest()[:8]}"
+        key = fingerprint(self.files, root)
+        index = made_once(root / "shards", stem, key, ".npy", self._list)
         self._entries: np.ndarray = np.load(index, mmap_mode="r")
         counts = np.bincount(self._entries["shard"], minlength=len(self.files))
         self.lengths, self.labels = counts.tolist(), self._entries["label"]
         self._handles: OrderedDict[int, int] = OrderedDict()
+
+    def _list(self, index: Path) -> None:
+        made = np.concatenate([_members(i, file) for i, file in enumerate(self.files)])
+        with replacing(index) as part, part.open("wb") as file:
+            np.save(file, made)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handles": OrderedDict()}

@@ -202,6 +202,20 @@ def test_an_index_is_made_once_and_anew_for_other_shards(tmp_path: Path, monkeyp
         open_shards("webdataset", path)
 
 
+def test_an_index_replaces_the_earlier_one_of_the_same_shards_alone(tmp_path: Path):
+    pytest.importorskip("webdataset")
+    path = write_webdataset(tmp_path / "train", digits())
+    first, second, *_ = open_shards("webdataset", path).files
+    folder = first.parent
+    (of_all,) = folder.glob(".shards-*.npy")
+    open_shards("webdataset", str(second))
+    (of_one,) = set(folder.glob(".shards-*.npy")) - {of_all}
+    first.write_bytes(second.read_bytes())
+    open_shards("webdataset", path)
+    left = set(folder.glob(".shards-*.npy"))
+    assert len(left) == 2 and of_one in left and of_all not in left
+
+
 def test_an_order_in_pieces_is_an_order():
     order = EpochOrder(23, 4, seed=1, pieces=([5, 5, 5, 5, 3], 2))
     assert sorted(index for _, index in order) == list(range(23))
