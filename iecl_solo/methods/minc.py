@@ -29,15 +29,6 @@ class MINCConfig:
     final_decay: float = 0.99
     mu: float = 3.0
 
-    def loss(self) -> MINCLoss:
-        """What ``proj_output_dim`` and the options ask for."""
-        return MINCLoss(
-            self.proj_output_dim,
-            base_decay=self.base_decay,
-            final_decay=self.final_decay,
-            mu=self.mu,
-        )
-
 
 class MINC(Method):
     """Guo et al. 2025: each crop against Lambda, and against the momentum network's embedding of
@@ -54,7 +45,12 @@ class MINC(Method):
 
     def __init__(self, config: MINCConfig) -> None:
         super().__init__(config)
-        self.loss = config.loss()
+        self.loss = MINCLoss(
+            config.proj_output_dim,
+            base_decay=config.base_decay,
+            final_decay=config.final_decay,
+            mu=config.mu,
+        )
 
     def forward(
         self, large: list[Tensor], small: list[Tensor], momentum: list[Tensor], progress: float

@@ -177,12 +177,10 @@ class KLConfig:
 
     def of_embeddings(self, query: Tensor, anchor: Tensor) -> Tensor:
         """KL in nats per dimension of rows (B, d); the anchor is detached."""
-        options: dict[str, Any] = {"covariance": self.covariance or "diagonal"}
-        if self.space == "input":
-            options = {}  # logged to compare runs: one measure whatever the loss has
-        if self.shrinkage is not None:
-            options["shrinkage"] = self.shrinkage
-        return gaussian_kl(query, anchor, **options) / query.shape[1]
+        # in input space it is logged alone, to compare runs: one measure whatever the loss has
+        given = self.covariance if self.space == "embedding" else None
+        kl = gaussian_kl(query, anchor, covariance=given or "diagonal", shrinkage=self.shrinkage)
+        return kl / query.shape[1]
 
 
 @dataclass

@@ -83,11 +83,9 @@ def batched(pipeline: Any, copies: int = 1) -> views.Pipeline:
         if isinstance(transform, (transforms.RandomResizedCrop, transforms.Resize)):
             if transform.interpolation != InterpolationMode.BICUBIC:
                 raise _no_form(transform)
-            resized = isinstance(transform, transforms.Resize)
-            box = {"scale": None} if resized else {"ratio": tuple(transform.ratio)}
-            crop |= {"size": _pair(transform.size), "scale": None} | box
-            if not resized:
-                crop["scale"] = tuple(transform.scale)
+            crop |= {"size": _pair(transform.size), "scale": None}
+            if isinstance(transform, transforms.RandomResizedCrop):
+                crop |= {"scale": tuple(transform.scale), "ratio": tuple(transform.ratio)}
         elif isinstance(transform, transforms.RandomHorizontalFlip):
             crop["flip"] = prob * transform.p
         elif isinstance(transform, transforms.Normalize):
