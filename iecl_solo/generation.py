@@ -15,6 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from iecl_solo import checks
 from iecl_solo.distributed import sum_over_processes
 from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.precision import full_precision
@@ -212,8 +213,7 @@ def log_det(
     >>> round(value.item() / 48, 4), round(gradient.item() / 48, 4)  # log 2 and 1 / 2
     (0.6931, 0.5)
     """
-    if steps < 1:
-        raise IECLError(f"steps={steps}: at least 1 is needed")
+    checks.whole("steps", steps, 1)
     x = x.detach().contiguous()  # forward mode refuses an expanded batch
     if probe is None:
         generator = torch.Generator().manual_seed(0) if generator is None else generator

@@ -165,7 +165,7 @@ def test_refusals() -> None:
         patch_statistics([x], [], 4)
     with pytest.raises(IECLError, match="did you mean 'full'"):
         patch_statistics([x], [x], 4, covariance="ful")
-    with pytest.raises(IECLError, match="steps=0"):
+    with pytest.raises(IECLError, match="steps: 0"):
         log_det(lambda x: x, x, steps=0)
 
 

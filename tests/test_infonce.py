@@ -181,7 +181,7 @@ def test_memory_does_not_grow_with_the_square_of_the_batch():
         (lambda z, i: info_nce(z, i[:2]), r"shape \(2,\)"),
         (lambda z, i: info_nce(z, i.float()), r"\(4,\) integers"),
         (lambda z, i: info_nce(z[0], i), r"shape \(3,\)"),
-        (lambda z, i: info_nce(z, i, temperature=0.0), "temperature=0.0"),
+        (lambda z, i: info_nce(z, i, temperature=0.0), "temperature: 0.0"),
         (lambda z, i: info_nce(z, i, positives="jont"), "did you mean 'joint'"),
     ],
 )

@@ -501,9 +501,9 @@ def test_two_processes_are_one(tmp_path):
         (lambda z: spectral_contrastive_loss(z[0], z[0]), r"shape \(4,\)"),
         (lambda z: spectral_contrastive_loss(z.int(), z.int()), "int32"),
         (lambda z: MINCLoss(5)(z, z), "features of 4 dimensions: 5 are needed"),
-        (lambda z: MINCLoss(0), "dim=0"),
-        (lambda z: MINCLoss(4, base_decay=1.0), "base_decay=1.0"),
-        (lambda z: MINCLoss(4, final_decay=-0.1), "final_decay=-0.1"),
+        (lambda z: MINCLoss(0), "dim: 0"),
+        (lambda z: MINCLoss(4, base_decay=1.0), "base_decay: 1.0"),
+        (lambda z: MINCLoss(4, final_decay=-0.1), "final_decay: -0.1"),
         (lambda z: MINCLoss(4, mu=math.nan), "mu: nan"),
     ],
 )

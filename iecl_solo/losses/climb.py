@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from iecl_solo import checks
 from iecl_solo.distributed import mean_over_processes
 from iecl_solo.entropy import checked_rows, log_vmf_normalizer
-from iecl_solo.errors import IECLError
 from iecl_solo.precision import full_precision, in_full_precision
 
 __all__ = ["PrototypeMarginal", "VMFMixture", "entropy_bound"]
@@ -91,8 +90,7 @@ class VMFMixture(nn.Module):
         super().__init__()
         checks.whole("dim", dim, 2)
         checks.whole("num_components", num_components, 1)
-        if not max_concentration > 0:
-            raise IECLError(f"max_concentration={max_concentration}: a positive number is needed")
+        checks.number("max_concentration", max_concentration, 0, above=True, infinite=True)
         self.dim = dim
         self.max_concentration = max_concentration
         self.means = nn.Parameter(F.normalize(torch.randn(num_components, dim), dim=-1))
@@ -212,8 +210,7 @@ class PrototypeMarginal(nn.Module):
     def __init__(self, num_prototypes: int, *, temperature: float = 1.0) -> None:
         super().__init__()
         checks.whole("num_prototypes", num_prototypes, 2)
-        if not 0 < temperature < math.inf:
-            raise IECLError(f"temperature={temperature}: a positive, finite number is needed")
+        checks.number("temperature", temperature, 0, above=True)
         self.temperature = temperature
         self.logits = nn.Parameter(torch.zeros(num_prototypes))
 

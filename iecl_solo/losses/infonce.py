@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from iecl_solo import checks
 from iecl_solo.distributed import all_gather_batch, rank
 from iecl_solo.entropy import by_row_blocks, checked_rows
 from iecl_solo.errors import IECLError, unknown_name
@@ -70,8 +71,7 @@ def info_nce(
             f"indexes of shape {tuple(indexes.shape)} and dtype {indexes.dtype}: "
             f"({len(z)},) integers are needed"
         )
-    if not 0 < temperature < math.inf:
-        raise IECLError(f"temperature={temperature}: a positive, finite number is needed")
+    checks.number("temperature", temperature, 0, above=True)
     if positives not in POSITIVES:
         raise unknown_name("positives", positives, POSITIVES)
     indexes = indexes.detach()

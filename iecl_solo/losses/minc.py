@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from iecl_solo import checks
 from iecl_solo.distributed import mean_over_processes
 from iecl_solo.errors import IECLError
 from iecl_solo.losses.features import check_mu, checked_pair, scale_features
@@ -87,12 +88,11 @@ class MINCLoss(nn.Module):
         gather_distributed: bool = True,
     ) -> None:
         super().__init__()
-        if dim < 1:
-            raise IECLError(f"dim={dim}: at least 1 is needed")
+        checks.whole("dim", dim, 1)
         final_decay = base_decay if final_decay is None else final_decay
         for name, decay in (("base_decay", base_decay), ("final_decay", final_decay)):
             if not 0 <= decay < 1:
-                raise IECLError(f"{name}={decay}: 0 to below 1 is allowed")
+                raise checks.refusal(name, decay, "a number from 0 to below 1")
         check_mu(mu)
         self.base_decay, self.final_decay = base_decay, final_decay
         self.mu, self.gather_distributed = mu, gather_distributed

@@ -367,11 +367,11 @@ def test_learned_prototype_marginal_reaches_the_entropy(prototypes: int):
     [
         (lambda: VMFMixture(1), "dim: 1 is not allowed, a whole number from 2 up"),
         (lambda: VMFMixture(4, 0), "num_components: 0"),
-        (lambda: VMFMixture(4, max_concentration=0), "max_concentration=0"),
+        (lambda: VMFMixture(4, max_concentration=0), "max_concentration: 0"),
         (lambda: VMFMixture(4).log_prob(torch.randn(3, 5)), "(3, 5): (B, 4) is needed"),
         (lambda: VMFMixture(4).log_prob(torch.ones(3, 4).long()), "int64"),
         (lambda: PrototypeMarginal(1), "num_prototypes: 1"),
-        (lambda: PrototypeMarginal(4, temperature=0), "temperature=0"),
+        (lambda: PrototypeMarginal(4, temperature=0), "temperature: 0"),
         (lambda: PrototypeMarginal(4).log_prob(torch.randn(3, 5)), "(3, 5): (B, 4) is needed"),
         (lambda: CLIMBConfig(beta=-1), "climb.beta: -1 is not allowed, a number from 0 up"),
         (lambda: CLIMBConfig(num_components=0), "climb.num_components: 0"),
