@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from iecl_solo import checks
 from iecl_solo.distributed import rank
-from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.errors import IECLError, one_line, unknown_name
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -662,7 +662,7 @@ def load_saib(path: str | PathLike[str]) -> BaseSAIB:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise IECLError(f"SAIB file '{path}': {_one_line(error)}") from error
+        raise IECLError(f"SAIB file '{path}': {one_line(error)}") from error
     if _METADATA_KEY not in metadata:
         raise IECLError(f"SAIB file '{path}': a safetensors file, but not of a SAIB")
     try:
@@ -676,7 +676,7 @@ def load_saib(path: str | PathLike[str]) -> BaseSAIB:
             saib = make_saib(**options)
         saib.load_state_dict(state, assign=True)
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise IECLError(f"SAIB file '{path}': {_one_line(error)}") from error
+        raise IECLError(f"SAIB file '{path}': {one_line(error)}") from error
     return saib
 
 
@@ -695,7 +695,3 @@ def _of_its_variant(options: dict[str, Any]) -> dict[str, Any]:
     if options["variant"] == "convex":
         return {k: v for k, v in options.items() if k not in ("inner_skip", "outer_skip")}
     return options
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from iecl_solo import checks
 from iecl_solo.cli import hydra_app
-from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.errors import IECLError, last_line, unknown_name
 from iecl_solo.evaluate.corruptions import CORRUPTIONS
 from iecl_solo.evaluate.protocol import EvaluationConfig
 from iecl_solo.evaluate.run import check_evaluation
@@ -177,9 +177,9 @@ def _launch(
     except Exception as error:  # a cell records its own: this is a launcher's, of a job that died
         if not any(override.startswith("hydra/launcher=") for override in overrides):
             raise
-        last = (str(error).strip() or type(error).__name__).splitlines()[-1]
         print(
-            f"{benchmark.name}: a job was lost ({last}); type the command again once no job runs",
+            f"{benchmark.name}: a job was lost ({last_line(error)}); "
+            "type the command again once no job runs",
             file=sys.stderr,
         )
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from iecl_solo.checks import installed
-from iecl_solo.errors import HostNotFound, IECLError
+from iecl_solo.errors import HostNotFound, IECLError, last_line
 from iecl_solo.version import __version__
 
 #: Distribution: the module that must be importable for training.
@@ -89,7 +89,7 @@ def _look_at_torch(found: Diagnosis, full: bool) -> None:
         try:
             importlib.import_module("torchvision")
         except Exception as error:  # a mismatch shows as one of several errors
-            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            reason = last_line(error)
     if reason is not None:
         problem = f"torchvision does not fit torch ({reason})"
         found.problems.append((problem, "pip install --upgrade torch torchvision"))
@@ -138,7 +138,7 @@ def _look_at_host(found: Diagnosis, full: bool) -> None:
         found.problems.append((str(error), "unset SOLO_LEARN"))
     except Exception as error:  # whatever stops its import is the answer
         lacks = getattr(error, "name", None)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        reason = last_line(error)
         command = f"pip install {lacks}" if lacks else "iecl-solo install-host"
         found.problems.append((f"solo-learn does not import ({reason})", command))
     else:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.errors import IECLError, one_line, unknown_name
 from iecl_solo.quiet import quiet
 from iecl_solo.train.packaged import PACKAGED, check_packaged, packaged_configs
 from iecl_solo.version import __version__
@@ -190,7 +190,7 @@ def read_arguments(command: str, folder: str, arguments: list[str]) -> Invocatio
 def explain(error: Exception) -> IECLError:
     """Hydra's own errors in one line, with the nearest key where one was misspelt."""
     cause = error.__cause__ or error
-    text = " ".join(str(cause).split())
+    text = one_line(cause)
     key = getattr(cause, "key", None)
     parent = getattr(cause, "parent_node", None)
     if key is not None and parent is not None:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassJaccardIndex
 from torchvision import transforms
 
-from iecl_solo.errors import IECLError
+from iecl_solo.errors import IECLError, one_line
 from iecl_solo.evaluate.probe import epoch_order
 from iecl_solo.evaluate.protocol import DenseProtocol
 from iecl_solo.images import image_files, load_image
@@ -109,8 +109,8 @@ def masked_sets(protocol: DenseProtocol, transform: Any, size: int) -> tuple[Mas
                 # 1 the animal, 2 the background, 3 the border, which counts nowhere
                 sets.append(Masked(pairs, transform, size, {1: 1, 2: 0}))
         except (RuntimeError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise IECLError(f"dense: torchvision's {protocol.torchvision}: {reason}") from None
+            said = f"dense: torchvision's {protocol.torchvision}: {one_line(error)}"
+            raise IECLError(said) from None
     return sets[0], sets[1]
 
 

@@ -10,7 +10,7 @@ import torchvision.datasets
 from PIL import Image
 from torchvision import transforms
 
-from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.errors import IECLError, one_line, unknown_name
 
 #: What torchvision's data sets call the part to train on, and the one to test on, best first.
 TRAIN, TEST = ("trainval", "train", "train+unlabeled"), ("test", "val", "valid")
@@ -51,7 +51,7 @@ def _part(name: str, root: Path, wanted: tuple[str, ...], transform: Any) -> Any
             return cls(str(root), transform=transform, **option)
         except (ValueError, RuntimeError, OSError) as error:  # no such part, or no such files
             # the first part that it has says best what is missing
-            text = " ".join(str(error).split())
+            text = one_line(error)
             if not reason or ("split" in reason.lower() and "split" not in text.lower()):
                 reason = text
     reason = reason or "not found"

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from iecl_solo import checks
 from iecl_solo.digits import write_digits, write_masks
-from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.errors import IECLError, one_line, unknown_name
 from iecl_solo.experiments.throughput import available
 from iecl_solo.solo import schema
 from iecl_solo.solo.config import flatten, parse_block, plain
@@ -290,8 +290,7 @@ def configuration(benchmark: BenchmarkConfig, cell: Cell) -> DictConfig:
     except IECLError as error:
         raise IECLError(f"data.{cell.data}.config: {error}") from None
     except Exception as error:  # Hydra's are many
-        cause = " ".join(str(error.__cause__ or error).split())
-        raise IECLError(f"cell {cell.id}: {cause}") from None
+        raise IECLError(f"cell {cell.id}: {one_line(error.__cause__ or error)}") from None
     OmegaConf.set_struct(cfg, False)
     arm = dict(benchmark.arms[cell.arm])
     arm.pop("against", None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from iecl_solo.errors import IECLError
+from iecl_solo.errors import IECLError, unknown_key
 
 # ``lambda`` is the paper's name and a Python keyword
 _TO_FIELD = {"lambda": "lambda_"}
@@ -26,14 +25,12 @@ def _keys(config_class: Any, path: list[str]) -> list[str]:
 
 def _explain(name: str, config_class: type, error: OmegaConfBaseException) -> IECLError:
     path = [p for p in str(error.full_key or error.key or "").split(".") if p]
-    written = ".".join([name, *(_TO_KEY.get(p, p) for p in path)])
+    *blocks, key = [name, *(_TO_KEY.get(p, p) for p in path)]
+    above = "".join(f"{block}." for block in blocks)
     if isinstance(error, ConfigKeyError):
-        allowed = _keys(config_class, path[:-1])
-        near = difflib.get_close_matches(_TO_KEY.get(path[-1], path[-1]), allowed, 1, 0.4)
-        hint = f" did you mean '{near[0]}'?" if near else ""
-        return IECLError(f"unknown key {written}:{hint} Allowed: {', '.join(allowed)}")
+        return unknown_key(above, key, _keys(config_class, path[:-1]))
     reason = str(error.msg or error).splitlines()[0]
-    return IECLError(f"{written}: {reason}")
+    return IECLError(f"{above}{key}: {reason}")
 
 
 def parse_block(name: str, config_class: type[Any], block: Mapping[str, Any] | None) -> Any:

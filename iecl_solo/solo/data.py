@@ -15,7 +15,7 @@ from torchvision import transforms
 
 from iecl_solo.augment import FrozenSAIB
 from iecl_solo.decoded import undecodable
-from iecl_solo.errors import IECLError
+from iecl_solo.errors import IECLError, one_line
 from iecl_solo.images import image_files, in_loops, load_image
 from iecl_solo.order import EpochOrder, SteadyLoader
 from iecl_solo.solo.batched import BatchedLoader, batched, decoded, keeps_shape
@@ -148,7 +148,7 @@ def pretrain_set(cfg: DictConfig, host: Host, transform: Any) -> Any:
         labelled = _real_images(host.pretrain_set(cfg, transform))
         return _decodable("data.train_path", labelled, paths[0], workers) if skips else labelled
     except (OSError, RuntimeError) as error:  # a download that fails raises either
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise IECLError(
             f"data.train_path: {cfg.data.train_path}: {cfg.data.dataset} cannot be read ({reason})"
         ) from error

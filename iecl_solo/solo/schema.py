@@ -20,7 +20,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
 
 from iecl_solo import checks
-from iecl_solo.errors import IECLError
+from iecl_solo.errors import IECLError, unknown_key
 
 #: Optimisers of the hosts, and the ``optimizer.kwargs`` each one takes.
 OPTIMIZERS = {
@@ -482,12 +482,6 @@ METHOD_OPTIONS: dict[str, Callable[[str, Any], None]] = {
 }
 
 
-def _unknown(path: str, key: str, known: list[str]) -> IECLError:
-    near = difflib.get_close_matches(key, known, 1, 0.4)
-    hint = f" did you mean '{near[0]}'?" if near else ""
-    return IECLError(f"unknown key {path}{key}:{hint} Allowed: {', '.join(sorted(known))}")
-
-
 def check_block(path: str, block_class: Any, block: Any, known: tuple[str, ...] = ()) -> None:
     """Check what a block gives.
 
@@ -514,7 +508,7 @@ def check_block(path: str, block_class: Any, block: Any, known: tuple[str, ...] 
         if key not in by_name:
             alike = difflib.get_close_matches(str(key), names, 1, _ALIKE)
             if key not in known and (alike or not getattr(block_class, "others", False)):
-                raise _unknown(path, str(key), names)
+                raise unknown_key(path, str(key), sorted(names))
         elif value is None:
             continue
         elif is_dataclass(by_name[key].default_factory):
@@ -536,7 +530,7 @@ def check_method_options(given: Any, allowed: set[str] | None) -> None:
         # solo-learn's own YAMLs give some methods the options of others
         if allowed is not None and key not in allowed and key not in METHOD_OPTIONS:
             known = sorted(allowed & METHOD_OPTIONS.keys()) or sorted(allowed)
-            raise _unknown("method_kwargs.", str(key), known)
+            raise unknown_key("method_kwargs.", str(key), known)
         if key in METHOD_OPTIONS and value is not None:
             METHOD_OPTIONS[key](f"method_kwargs.{key}", value)
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from iecl_solo import checks
-from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.errors import IECLError, one_line, unknown_name
 from iecl_solo.images import SUFFIXES, image_files
 from iecl_solo.solo import schema
 from iecl_solo.solo.config import plain
@@ -54,8 +54,8 @@ def host_refusals(what: str) -> Iterator[None]:
     except IECLError:
         raise
     except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise IECLError(f"{what}: solo-learn refuses this configuration: {reason}") from error
+        said = f"{what}: solo-learn refuses this configuration: {one_line(error)}"
+        raise IECLError(said) from error
 
 
 def require(cfg: DictConfig, keys: list[str] | tuple[str, ...]) -> None:

@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 
 from iecl_solo.checks import installed
 from iecl_solo.decoded import fingerprint, made_once
-from iecl_solo.errors import IECLError
+from iecl_solo.errors import IECLError, one_line
 from iecl_solo.files import replacing
 from iecl_solo.images import SUFFIXES, load_image
 
@@ -190,8 +190,8 @@ class Saved:
         try:
             found = datasets.load_from_disk(str(Path(path).expanduser()))
         except (FileNotFoundError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise IECLError(f"{path}: no data set saved by `datasets` ({reason})") from None
+            said = f"{path}: no data set saved by `datasets` ({one_line(error)})"
+            raise IECLError(said) from None
         if isinstance(found, datasets.DatasetDict):
             splits = ", ".join(f"{path}/{name}" for name in found)
             raise IECLError(f"{path}: it holds several splits; give one of {splits}")

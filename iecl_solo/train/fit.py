@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
-from iecl_solo.errors import CannotWrite, IECLError
+from iecl_solo.errors import CannotWrite, IECLError, one_line
 from iecl_solo.order import seed_all, seeded
 from iecl_solo.solo.build import build_model
 from iecl_solo.solo.checkpoint import read_checkpoint
@@ -117,8 +117,8 @@ def make_trainer(**arguments: Any) -> Trainer:
     try:
         return Trainer(**arguments)
     except (MisconfigurationException, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise IECLError(f"Lightning's trainer refuses this configuration: {reason}") from error
+        said = f"Lightning's trainer refuses this configuration: {one_line(error)}"
+        raise IECLError(said) from error
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from iecl_solo.errors import IECLError
+from iecl_solo.errors import IECLError, one_line
 from iecl_solo.solo.registry import OBJECTIVES
 from iecl_solo.train.run import Run
 
@@ -30,8 +30,8 @@ def read_log(path: Path) -> pd.DataFrame:
         if not (frame["epoch"] >= 0).all() or (frame["epoch"] % 1).any():
             raise ValueError("an epoch is no whole number")
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        reason = " ".join(str(error).split())
-        raise IECLError(f"{path}: it is damaged, or no log of a run ({reason})") from None
+        said = f"{path}: it is damaged, or no log of a run ({one_line(error)})"
+        raise IECLError(said) from None
     return frame
 
 
