@@ -17,6 +17,7 @@ from torch import Tensor
 
 from iecl_solo import checks
 from iecl_solo.distributed import sum_over_processes
+from iecl_solo.entropy import COVARIANCES
 from iecl_solo.errors import IECLError, unknown_name
 from iecl_solo.precision import full_precision
 from iecl_solo.saib import patchify
@@ -29,7 +30,6 @@ __all__ = [
     "patch_statistics",
 ]
 
-COVARIANCES = ("full", "diagonal")
 # Of the mean variance of a raw pixel, added to every variance: noise of 1 % of the deviation, about
 # what the rounding to 8 bits is. Directions below it hold no image.
 NOISE_FLOOR = 1e-4

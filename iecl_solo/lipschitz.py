@@ -15,8 +15,8 @@ from torch.nn.utils import parametrizations, parametrize
 from iecl_solo import checks
 from iecl_solo.errors import IECLError, unknown_name
 
-_MODES = ("penalty", "bilipschitz", "volume")
-_NORMS = ("reshaped", "convolution")
+MODES = ("penalty", "bilipschitz", "volume")
+NORMS = ("reshaped", "convolution")
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 _FIRST_ITERATIONS = 15
 #: Training steps from one step of inverse iteration to the next, in mode "bilipschitz".
@@ -110,10 +110,10 @@ class SpectralRegularizer(nn.Module):
         input_size: tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__()
-        if mode not in _MODES:
-            raise unknown_name("spectral mode", mode, _MODES)
-        if norm not in _NORMS:
-            raise unknown_name("spectral norm", norm, _NORMS)
+        if mode not in MODES:
+            raise unknown_name("spectral mode", mode, MODES)
+        if norm not in NORMS:
+            raise unknown_name("spectral norm", norm, NORMS)
         checks.whole("power_iterations", power_iterations, 1)
         checks.number("sigma_min_floor", sigma_min_floor, 0, 1, above=True)
         if norm == "convolution" and mode != "penalty":

@@ -25,6 +25,7 @@ from iecl_solo.solo.backbones import PREFIX, first_convolution, timm_backbone
 from iecl_solo.solo.config import plain
 from iecl_solo.solo.data import evaluation_transform
 from iecl_solo.solo.host import Host
+from iecl_solo.solo.settings import CIFAR
 
 #: The timm model that each of solo-learn's own names is built on.
 _TIMM_NAMES = {
@@ -175,7 +176,7 @@ def trained_network(pretrained: Pretrained, host: Host) -> Trained:
     cfg = pretrained.cfg
     named = plain_network(
         cfg.backbone.name,
-        cifar=cfg.data.dataset in ("cifar10", "cifar100"),
+        cifar=cfg.data.dataset in CIFAR,
         kwargs=plain(cfg.backbone.get("kwargs")) or {},
     )
     about = {"method": cfg.method, "backbone": cfg.backbone.name, **preparation(cfg, host)}

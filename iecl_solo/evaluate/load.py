@@ -21,6 +21,7 @@ from iecl_solo.solo.config import plain
 from iecl_solo.solo.data import pretrain_loader
 from iecl_solo.solo.host import Host
 from iecl_solo.solo.registry import check_method
+from iecl_solo.solo.settings import CIFAR
 from iecl_solo.train.run import ARGS
 
 
@@ -71,7 +72,7 @@ def load_backbone(pretrained: Pretrained, host: Host) -> nn.Module:
         host,
         cfg.backbone.name,
         method=cfg.method,
-        cifar=cfg.data.dataset in ("cifar10", "cifar100"),
+        cifar=cfg.data.dataset in CIFAR,
         **(plain(cfg.backbone.get("kwargs")) or {}),
     )
     state = backbone_state(pretrained.checkpoint, pretrained.path)

@@ -26,7 +26,7 @@ from iecl_solo.experiments.cost import Step, interleaved, ratio
 from iecl_solo.experiments.store import Store
 from iecl_solo.solo.batched import BatchedLoader
 from iecl_solo.solo.config import plain
-from iecl_solo.solo.data import pretrain_loader
+from iecl_solo.solo.data import IMAGENET_MEAN, IMAGENET_STD, pretrain_loader
 from iecl_solo.solo.host import Host
 from iecl_solo.train.complete import complete
 
@@ -167,7 +167,6 @@ def _lightly(cfg: DictConfig) -> Any:
 
 # PIL's blur reaches six pixels to each side at its widest, 2.0
 _KERNEL = 13
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def _kornia(cfg: DictConfig) -> Callable[[Tensor], list[Tensor]]:
@@ -184,7 +183,7 @@ def _kornia(cfg: DictConfig) -> Callable[[Tensor], list[Tensor]]:
         ),
         k.RandomGrayscale(p=a.grayscale.prob),
         k.RandomGaussianBlur((_KERNEL, _KERNEL), (0.1, 2.0), p=a.gaussian_blur.prob),
-        k.Normalize(*map(torch.tensor, _IMAGENET)),
+        k.Normalize(torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)),
     )
     return lambda images: [chain(images) for _ in range(a.num_crops)]
 
@@ -206,7 +205,7 @@ def _stable_pretraining(cfg: DictConfig) -> Callable[[Tensor], list[Tensor]]:
                 ),
                 g.GPURandomGrayscale(a.grayscale.prob),
                 g.GPUGaussianBlur(_KERNEL, (0.1, 2.0), a.gaussian_blur.prob),
-                g.GPUNormalize(*_IMAGENET),
+                g.GPUNormalize(IMAGENET_MEAN, IMAGENET_STD),
             ]
         ),
         a.num_crops,

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from iecl_solo import checks
 from iecl_solo import entropy as estimators
 from iecl_solo.distributed import all_gather_batch, mean_over_processes, sum_over_processes
-from iecl_solo.entropy import gaussian_kl
+from iecl_solo.entropy import COVARIANCES, gaussian_kl
 from iecl_solo.errors import IECLError
-from iecl_solo.generation import COVARIANCES, log_det, patch_statistics
-from iecl_solo.lipschitz import SpectralRegularizer
+from iecl_solo.generation import log_det, patch_statistics
+from iecl_solo.lipschitz import MODES, NORMS, SpectralRegularizer
 from iecl_solo.objectives.protocol import Made, Objective, Side, Space, Term, Views, warmup
 from iecl_solo.saib import BaseSAIB, NoiseSAIB, RandomStream, make_saib
 
@@ -29,8 +29,7 @@ PLACEMENTS = ("none", "query", "anchor", "both")
 KL_SPACES = ("input", "embedding")
 MEASURES = ("patch", "jacobian")
 HOST_GRADIENTS = ("with", "without", "against")
-REGULARIZERS = ("penalty", "bilipschitz", "volume", "parametrize")
-NORMS = ("reshaped", "convolution")
+REGULARIZERS = (*MODES, "parametrize")
 # The modes of the regulariser that an option says anything to.
 _OF_MODES = {
     "norm": ("penalty",),

@@ -26,7 +26,7 @@ from iecl_solo.solo.backbones import PREFIX, timm_backbone
 from iecl_solo.solo.config import plain
 from iecl_solo.solo.data import IMAGENET_MEAN, IMAGENET_STD, with_saib
 from iecl_solo.solo.host import Given, Host
-from iecl_solo.solo.settings import NUM_CLASSES, device_count
+from iecl_solo.solo.settings import CIFAR, NUM_CLASSES, device_count
 
 # it names them so; it has no equalisation and always crops
 _JITTER = ("brightness", "contrast", "saturation", "hue")
@@ -157,7 +157,7 @@ class Index(Host):
         kwargs: dict[str, Any] = {
             "encoder": cfg.backbone.name,
             "backbone_args": {
-                "cifar": cfg.data.dataset in ("cifar10", "cifar100"),
+                "cifar": cfg.data.dataset in CIFAR,
                 **(plain(cfg.backbone.kwargs) or {}),
             },
             "num_classes": cfg.data.num_classes,

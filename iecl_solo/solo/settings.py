@@ -23,6 +23,8 @@ from iecl_solo.solo.shards import FORMATS, class_count, open_shards
 
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "stl10": 10, "imagenet": 1000, "imagenet100": 100}
 DATASETS = (*NUM_CLASSES, "custom")
+#: Data sets whose ResNets begin with a 3x3 convolution and no pooling, in both hosts.
+CIFAR = ("cifar10", "cifar100")
 FOLDER_DATASETS = ("imagenet", "imagenet100", "custom")
 
 _REQUIRED = [
