@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from iecl_solo.errors import IECLError
 from iecl_solo.solo.host import Host, find_host
 from iecl_solo.solo.infonce import use_blocked_infonce
-from iecl_solo.solo.settings import device_count, host_refusals
+from iecl_solo.solo.settings import host_refusals, process_count
 
 
 def build_model(cfg: DictConfig, host: Host | None = None) -> LightningModule:
@@ -42,7 +42,7 @@ def build_model(cfg: DictConfig, host: Host | None = None) -> LightningModule:
 def _check_batch(model: LightningModule, cfg: DictConfig) -> None:
     """Refuse a batch that the host would refuse in its first step, by a bare assertion."""
     own = cfg.optimizer.batch_size
-    joint = own * device_count(cfg) * int(cfg.get("num_nodes") or 1)
+    joint = own * process_count(cfg)
     whole: Any = model
     queued = any(hasattr(model, name) for name in ("_dequeue_and_enqueue", "dequeue_and_enqueue"))
     if queued and (size := int(whole.queue_size)) % joint:

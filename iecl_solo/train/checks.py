@@ -22,6 +22,11 @@ MOST_PROCESSES = max(16, 4 * (os.cpu_count() or 1))
 _LOGGERS = ("tensorboard", "wandb")
 
 
+def on_cpu(cfg: DictConfig) -> bool:
+    """Whether a configuration trains on the CPU of this machine."""
+    return devices.on_cpu(cfg.get("accelerator") or "auto")
+
+
 def check_device_count(cfg: DictConfig) -> None:
     """Refuse more GPUs than this machine has, or more processes than its CPU can serve.
 
@@ -32,7 +37,7 @@ def check_device_count(cfg: DictConfig) -> None:
     asked = cfg.get("accelerator") in ("gpu", "cuda") and there > 0
     if asked and device_count(cfg) > there:
         raise IECLError(f"devices: {cfg.devices} is more than the {there} of this machine")
-    if devices.on_cpu(cfg.get("accelerator") or "auto") and device_count(cfg) > MOST_PROCESSES:
+    if on_cpu(cfg) and device_count(cfg) > MOST_PROCESSES:
         raise IECLError(
             f"devices: {cfg.devices} is more than the {MOST_PROCESSES} processes that this "
             "machine's CPU is given"

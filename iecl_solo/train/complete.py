@@ -12,7 +12,7 @@ from iecl_solo.solo.host import Host
 from iecl_solo.solo.registry import check_method, choose_objectives, complete_objective
 from iecl_solo.solo.settings import check_data, prepare_pretrain, process_count, require
 from iecl_solo.train.callbacks.entropy_monitor import MonitorConfig
-from iecl_solo.train.checks import check_classes, check_device_count, check_loggers
+from iecl_solo.train.checks import check_classes, check_device_count, check_loggers, on_cpu
 from iecl_solo.train.run import check_name
 
 #: What ``precision`` may be. Whole networks in bfloat16 or float64 are not: the hosts' losses and
@@ -20,11 +20,6 @@ from iecl_solo.train.run import check_name
 PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")
 # Lightning's shorter names
 _SHORT = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
-
-
-def on_cpu(cfg: DictConfig) -> bool:
-    """Whether a configuration trains on the CPU of this machine."""
-    return devices.on_cpu(cfg.get("accelerator") or "auto")
 
 
 @cache

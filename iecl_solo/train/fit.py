@@ -39,8 +39,8 @@ from iecl_solo.train.callbacks.history import History
 from iecl_solo.train.callbacks.seed import StepSeed
 from iecl_solo.train.callbacks.terminal import Terminal, duration, figures, tell
 from iecl_solo.train.callbacks.view_pictures import ViewPictures
-from iecl_solo.train.checks import check_nodes
-from iecl_solo.train.complete import complete, on_cpu, precision
+from iecl_solo.train.checks import check_nodes, on_cpu
+from iecl_solo.train.complete import complete, precision
 from iecl_solo.train.keep import KeptCheckpoints, read_newest
 from iecl_solo.train.processes import in_processes, launched, ranks
 from iecl_solo.train.run import Run, versions
@@ -178,7 +178,7 @@ def _log_no_accuracy(model: LightningModule) -> None:
 def _about(cfg: DictConfig, host: Host, run: Run, *, images: int, at: tuple[int, int]) -> list[str]:
     """What is trained, on what, where and from where on."""
     device = "cpu" if on_cpu(cfg) else str(cfg.get("accelerator") or "auto")
-    count = device_count(cfg) * int(cfg.get("num_nodes") or 1)
+    count = process_count(cfg)
     classes = f"{cfg.data.num_classes} classes" if _labelled(cfg) else "no labels"
     epoch, batches = at
     start = "from the start"
