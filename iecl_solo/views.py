@@ -149,19 +149,24 @@ def shift_hue(x: Tensor, turns: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Grayscale:
-    """All three channels become the luma.
-
-    Example:
-        >>> Grayscale()(torch.rand(2, 3, 4, 4), {}).std(1).max() < 1e-6
-        tensor(True)
-    """
+class _WithoutParameters:
+    """An operation that does the same to every image it is applied to."""
 
     prob: float = 1.0
 
     def draw(self, count: int, generator: torch.Generator) -> Parameters:
         """Nothing is drawn."""
         return {}
+
+
+@dataclass(frozen=True)
+class Grayscale(_WithoutParameters):
+    """All three channels become the luma.
+
+    Example:
+        >>> Grayscale()(torch.rand(2, 3, 4, 4), {}).std(1).max() < 1e-6
+        tensor(True)
+    """
 
     def __call__(self, x: Tensor, parameters: Parameters) -> Tensor:
         return grey(x).expand_as(x)
@@ -236,7 +241,7 @@ def _separable(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Solarize:
+class Solarize(_WithoutParameters):
     """Pixels of at least half are inverted, as ``ImageOps.solarize`` does.
 
     Example:
@@ -244,26 +249,14 @@ class Solarize:
         tensor([[0.2500, 0.2500]])
     """
 
-    prob: float = 1.0
-
-    def draw(self, count: int, generator: torch.Generator) -> Parameters:
-        """Nothing is drawn."""
-        return {}
-
     def __call__(self, x: Tensor, parameters: Parameters) -> Tensor:
         # levels 127 and 128 change places: between them nothing jumps
         return torch.minimum(x, 1 - x)
 
 
 @dataclass(frozen=True)
-class Equalize:
+class Equalize(_WithoutParameters):
     """Each channel's histogram of 256 levels is made flat, as ``ImageOps.equalize`` does."""
-
-    prob: float = 1.0
-
-    def draw(self, count: int, generator: torch.Generator) -> Parameters:
-        """Nothing is drawn."""
-        return {}
 
     def __call__(self, x: Tensor, parameters: Parameters) -> Tensor:
         levels = (x * 255).round_().long().flatten(2)
