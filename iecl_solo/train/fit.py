@@ -184,33 +184,26 @@ def _about(cfg: DictConfig, host: Host, run: Run, *, images: int, at: tuple[int,
     start = "from the start"
     if at != (0, 0):
         start = f"goes on at epoch {epoch + 1}" + (f", step {batches + 1}" if batches else "")
-    plain_method = split_method(cfg.method)[1]
-    apart = (
-        [
-            f"{plain_method} of {host.describe()} compares with the images of its own process "
-            f"alone: {count} processes of {cfg.optimizer.batch_size} are not one of "
-            f"{count * cfg.optimizer.batch_size}"
-        ]
-        if count > 1 and host.apart(plain_method)
-        else []
-    )
-    warm = OmegaConf.select(cfg, "scheduler.warmup_epochs", default=0)
-    short = (
-        [
-            f"scheduler.warmup_epochs: {warm} is more than max_epochs, {cfg.max_epochs}: the "
-            "learning rate never reaches optimizer.lr"
-        ]
-        if cfg.scheduler.name == "warmup_cosine" and warm > cfg.max_epochs
-        else []
-    )
-    return [
+    lines = [
         f"{cfg.name}: {cfg.method} with {cfg.backbone.name} ({host.describe()}) on {count} "
         f"{device}, {cfg.precision}",
         f"{images} images, {classes}, {cfg.max_epochs} epoch{'s' * (cfg.max_epochs != 1)} in "
         f"batches of {cfg.optimizer.batch_size}; {start}; {run.folder}",
-        *apart,
-        *short,
     ]
+    plain_method = split_method(cfg.method)[1]
+    if count > 1 and host.apart(plain_method):
+        lines.append(
+            f"{plain_method} of {host.describe()} compares with the images of its own process "
+            f"alone: {count} processes of {cfg.optimizer.batch_size} are not one of "
+            f"{count * cfg.optimizer.batch_size}"
+        )
+    warm = OmegaConf.select(cfg, "scheduler.warmup_epochs", default=0)
+    if cfg.scheduler.name == "warmup_cosine" and warm > cfg.max_epochs:
+        lines.append(
+            f"scheduler.warmup_epochs: {warm} is more than max_epochs, {cfg.max_epochs}: the "
+            "learning rate never reaches optimizer.lr"
+        )
+    return lines
 
 
 def fit(
@@ -242,6 +235,32 @@ def fit(
             wandb.finish()  # or the next run of this process would log into this one
 
 
+def _callbacks(
+    cfg: DictConfig, host: Host, run: Run, about: list[str], signals: Signals
+) -> list[Callback]:
+    """What watches, logs and saves a run, in this order."""
+    watching: list[Callback] = [Finite(lambda: run.kept)]
+    if OmegaConf.select(cfg, "wandb.enabled", default=False):
+        watching.append(LearningRateMonitor("step"))
+    monitor = parse_block("monitor", MonitorConfig, cfg.get("monitor"))
+    if monitor.every_n_epochs:
+        watching.append(EntropyMonitor(host, monitor, run.folder / "monitor.csv"))
+        watching.append(ViewPictures(monitor.every_n_epochs))
+    terminal = Terminal(cfg.name, about, labelled=_labelled(cfg))
+    watching += [Collapse(host, cfg.name), History(run.folder), terminal]
+    if cfg.checkpoint.enabled:
+        watching.append(
+            Checkpoints(
+                run.checkpoint,
+                cfg.checkpoint.frequency,
+                cfg.checkpoint.every_n_steps,
+                signals,
+                lambda: not run.lost,
+            )
+        )
+    return watching
+
+
 def _fit(
     cfg: DictConfig, host: Host, run: Run, model: LightningModule, callbacks: list[Callback]
 ) -> Trainer:
@@ -258,33 +277,15 @@ def _fit(
         epoch, batches = progress_of(found[1])
     too_few(cfg, order.images, "that decode", process_count(cfg))
     order.resume(epoch, batches)
-    signals = Signals()
-    alike = Alike({"data.train_path": order.images, "optimizer.batch_size": order.batch_size})
-    keep: list[Callback] = [StepSeed(cfg.seed), alike, *callbacks, Finite(lambda: run.kept)]
-    if OmegaConf.select(cfg, "wandb.enabled", default=False):
-        keep.append(LearningRateMonitor("step"))
-    monitor = parse_block("monitor", MonitorConfig, cfg.get("monitor"))
-    if monitor.every_n_epochs:
-        keep.append(EntropyMonitor(host, monitor, run.folder / "monitor.csv"))
-        keep.append(ViewPictures(monitor.every_n_epochs))
     about = _about(cfg, host, run, images=order.images, at=(epoch, batches))
-    terminal = Terminal(cfg.name, about, labelled=_labelled(cfg))
-    keep += [Collapse(host, cfg.name), History(run.folder), terminal]
-    if cfg.checkpoint.enabled:
-        keep.append(
-            Checkpoints(
-                run.checkpoint,
-                cfg.checkpoint.frequency,
-                cfg.checkpoint.every_n_steps,
-                signals,
-                lambda: not run.lost,
-            )
-        )
+    alike = Alike({"data.train_path": order.images, "optimizer.batch_size": order.batch_size})
+    signals = Signals()
+    watching = _callbacks(cfg, host, run, about, signals)
     trainer = make_trainer(
         **trainer_arguments(cfg)
         | {
             "logger": loggers(cfg, run.folder, run.wandb_id),
-            "callbacks": keep,
+            "callbacks": [StepSeed(cfg.seed), alike, *callbacks, *watching],
             "plugins": [KeptCheckpoints(cfg.checkpoint.keep, found)],
             "enable_checkpointing": cfg.checkpoint.enabled,
             "enable_progress_bar": False,
