@@ -12,7 +12,7 @@ _ANNOUNCE = ("lightning", "lightning.pytorch", "lightning.fabric")
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Not so the host's warning, once a model, of what a resumed run of ours does not have."""
+    """False for the host's warning that resuming may fail, which does not apply to our runs."""
     return "might generate issues when resuming" not in record.getMessage()
 
 

@@ -1,8 +1,8 @@
 """Random views of whole batches: solo-learn's augmentations, each image with its own parameters.
 
-Every operation draws its parameters first, on the CPU and from a generator of its own, and is then
-applied: so the same generator gives the same views on any device, and either half can be compared
-with PIL's and torchvision's by itself.
+Every operation draws its parameters first, on the CPU and from the generator that it is given, and
+is then applied: so the same generator gives the same views on any device, and either half can be
+compared with PIL's and torchvision's by itself.
 
 Pixels are float32 in [0, 1], (B, 3, H, W). Where PIL rounds to whole levels after each operation,
 nothing is rounded here (equalisation apart, which counts levels), so that a result is within about
@@ -24,7 +24,7 @@ Range = tuple[float, float]
 
 # ITU-R 601-2, PIL's conversion to grey
 _GREY = (0.299, 0.587, 0.114)
-# Images of a CPU's chunk: small enough that a chunk stays in the cache from operation to operation
+# Pixels of a CPU's chunk: small enough that a chunk stays in the cache from operation to operation
 _CHUNK_PIXELS = 64 * 32 * 32
 
 

@@ -18,7 +18,7 @@ from iecl_solo.train.processes import launched, variables
 #: More processes than this only take each other's cores; 999 would take all memory first.
 MOST_PROCESSES = max(16, 4 * (os.cpu_count() or 1))
 
-#: Logger: the module that it needs, which is also the name of the extra that brings it.
+#: Loggers that are named as the module that each needs, and as the extra that brings it.
 _LOGGERS = ("tensorboard", "wandb")
 
 

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from iecl_solo.order import seed_all, seeded
+from iecl_solo.solo.batched import BatchedLoader
 from iecl_solo.solo.build import build_model
 from iecl_solo.solo.data import pretrain_loader
 from iecl_solo.solo.host import find_host
@@ -29,7 +30,7 @@ class Loaded(NamedTuple):
     """
 
     model: LightningModule
-    loader: DataLoader
+    loader: DataLoader | BatchedLoader
     trainer: Trainer
 
 
