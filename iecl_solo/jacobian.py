@@ -144,7 +144,7 @@ def _check_draws_nothing(module: nn.Module, x: Tensor) -> None:
         raise IECLError(f"{kind} '{name}' draws random numbers in train mode: use .eval()")
 
 
-def _check_output(module: Module, out: Tensor, x: Tensor, square: bool) -> None:
+def _check_output(out: Tensor, x: Tensor, square: bool) -> None:
     if not isinstance(out, Tensor) or out.shape[:1] != x.shape[:1]:
         given = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise IECLError(f"the module returns {given} for {tuple(x.shape)}: (B, ...) is needed")
@@ -168,7 +168,7 @@ def _jacobians(module: Module, x: Tensor, chunk_size: int, square: bool) -> Iter
     """J (m, n) of one image after the other: one alone can take a gigabyte."""
     for image in x.detach().clone().split(1):
         out, pull = torch.func.vjp(module, image)[:2]
-        _check_output(module, out, image, square)
+        _check_output(out, image, square)
         basis = torch.eye(out.numel(), dtype=out.dtype, device=out.device)
 
         def row(
@@ -384,7 +384,7 @@ def _quadrature(
 def _products(module: Module, x: Tensor, symmetric: bool) -> tuple[Product, Product]:
     """v -> J v and u -> J^T u, both (R, n) to (R, n), at the R images x."""
     out, transposed = torch.func.vjp(module, x)[:2]
-    _check_output(module, out, x, square=True)
+    _check_output(out, x, square=True)
 
     def pull(u: Tensor) -> Tensor:
         return transposed(u.reshape(out.shape))[0].flatten(1)

@@ -301,16 +301,16 @@ class EntropyMonitor(Callback):
 
     def _write(self, row: dict[str, float]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = self._earlier(lambda epoch: epoch < row["epoch"])
+        rows = self._earlier(row["epoch"])
         names = list(dict.fromkeys([*row, *(k for r in rows for k in r)]))
         with replacing(self.path) as part, part.open("w", newline="") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows([*rows, row])
 
-    def _earlier(self, keep: Callable[[float], bool]) -> list[dict[str, Any]]:
+    def _earlier(self, epoch: float) -> list[dict[str, Any]]:
         """Rows of a run that was interrupted, without those that are measured again."""
         if not self.path.is_file():
             return []
         with self.path.open(newline="") as file:
-            return [row for row in csv.DictReader(file) if keep(float(row["epoch"]))]
+            return [row for row in csv.DictReader(file) if float(row["epoch"]) < epoch]
