@@ -131,7 +131,9 @@ class SpectralRegularizer(nn.Module):
         traced = {} if input_size is None else _trace(backbone, input_size)
         sizes = traced if norm == "convolution" else None
         names = {layer: name for name, layer in backbone.named_modules()}
-        self._norms = {k: names[t.norm] for k, t in traced.items() if fold and t.norm is not None}
+        self._batchnorms = {
+            k: names[t.batchnorm] for k, t in traced.items() if fold and t.batchnorm is not None
+        }
         self._convolutions: list[str] = []
         self._matrices: dict[str, tuple[int, int, int]] = {}  # (groups, rows, columns)
         for name, layer, weight in _weights(backbone):
@@ -229,8 +231,8 @@ class SpectralRegularizer(nn.Module):
     def _weight(self, backbone: nn.Module, name: str) -> Tensor:
         try:
             weight = _wide(attrgetter(name)(backbone))
-            if name in self._norms:
-                weight = _folded(weight, backbone.get_submodule(self._norms[name]))
+            if name in self._batchnorms:
+                weight = _folded(weight, backbone.get_submodule(self._batchnorms[name]))
             return weight
         except AttributeError as error:
             raise self._other_backbone(error) from error
@@ -302,9 +304,9 @@ def lipschitz_report(
     with torch.inference_mode(False), torch.no_grad():
         traced = _trace(backbone, input_size)
         for name, layer, weight in _weights(backbone):
-            norm = traced[name].norm if name in traced else None
-            if norm is not None:
-                weight = weight * _batchnorm_scale(norm).view(-1, 1, 1, 1)
+            batchnorm = traced[name].batchnorm if name in traced else None
+            if batchnorm is not None:
+                weight = weight * _batchnorm_scale(batchnorm).view(-1, 1, 1, 1)
             largest, smallest = _extremes(layer, weight)
             operator: float | None = largest
             if _is_spatial(layer):
@@ -540,7 +542,7 @@ def _block_shape(layer: nn.Module, weight: Tensor) -> tuple[int, int, int]:
 
 class _Traced(NamedTuple):
     size: tuple[int, int]
-    norm: nn.BatchNorm2d | nn.SyncBatchNorm | None
+    batchnorm: nn.BatchNorm2d | nn.SyncBatchNorm | None
 
 
 def _weights(module: nn.Module) -> list[tuple[str, nn.Module, Tensor]]:
@@ -582,24 +584,24 @@ def _trace(backbone: nn.Module, input_size: tuple[int, int, int]) -> dict[str, _
     """For each convolution an image reaches: its input's (H, W), and the batch norm after it."""
     names = {layer: name for name, layer, _ in _weights(backbone) if isinstance(layer, nn.Conv2d)}
     sizes: dict[str, tuple[int, int]] = {}
-    norms: dict[str, nn.BatchNorm2d | nn.SyncBatchNorm] = {}
+    batchnorms: dict[str, nn.BatchNorm2d | nn.SyncBatchNorm] = {}
     outputs: list[tuple[str, Tensor]] = []
 
     def after_convolution(layer: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
         sizes.setdefault(names[layer], (args[0].shape[-2], args[0].shape[-1]))  # type: ignore[index]
         outputs.append((names[layer], output))  # type: ignore[index]
 
-    def before_norm(norm: nn.Module, args: tuple[Tensor]) -> None:
+    def before_batchnorm(batchnorm: nn.Module, args: tuple[Tensor]) -> None:
         for name, output in outputs:
             if output is args[0]:
-                norms[name] = norm  # type: ignore[assignment]
+                batchnorms[name] = batchnorm  # type: ignore[assignment]
 
     handles = [layer.register_forward_hook(after_convolution) for layer in names]
     for layer in backbone.modules():
         # with batch statistics there is no fixed factor to fold
-        batchnorm = isinstance(layer, (nn.BatchNorm2d, nn.SyncBatchNorm))
-        if batchnorm and layer.running_var is not None:
-            handles.append(layer.register_forward_pre_hook(before_norm))
+        is_batchnorm = isinstance(layer, (nn.BatchNorm2d, nn.SyncBatchNorm))
+        if is_batchnorm and layer.running_var is not None:
+            handles.append(layer.register_forward_pre_hook(before_batchnorm))
     image = next(backbone.parameters()).new_zeros(1, *input_size)
     try:
         with evaluating(backbone):
@@ -608,21 +610,21 @@ def _trace(backbone: nn.Module, input_size: tuple[int, int, int]) -> dict[str, _
     finally:
         for handle in handles:
             handle.remove()
-    return {name: _Traced(size, norms.get(name)) for name, size in sizes.items()}
+    return {name: _Traced(size, batchnorms.get(name)) for name, size in sizes.items()}
 
 
-def _batchnorm_scale(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> Tensor:
+def _batchnorm_scale(batchnorm: nn.BatchNorm2d | nn.SyncBatchNorm) -> Tensor:
     """(C,) the factor that each channel meets in evaluation."""
-    assert norm.running_var is not None
-    scale = torch.rsqrt(norm.running_var + norm.eps)
-    return scale if norm.weight is None else scale * norm.weight.abs()
+    assert batchnorm.running_var is not None
+    scale = torch.rsqrt(batchnorm.running_var + batchnorm.eps)
+    return scale if batchnorm.weight is None else scale * batchnorm.weight.abs()
 
 
-def _folded(weight: Tensor, norm: nn.Module) -> Tensor:
+def _folded(weight: Tensor, batchnorm: nn.Module) -> Tensor:
     """The kernel times the norm's factor, without a gradient of the kernel's size by channel."""
     length = weight.flatten(1).norm(dim=1).clamp(min=torch.finfo(weight.dtype).tiny)
     # the running variance follows the kernel's square: shrinking it only seems to shrink the map
-    factor = _batchnorm_scale(norm) * length.detach() / length  # type: ignore[arg-type]
+    factor = _batchnorm_scale(batchnorm) * length.detach() / length  # type: ignore[arg-type]
     return weight * factor.view(-1, *[1] * (weight.ndim - 1))
 
 
