@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import math
 from pathlib import Path
 
@@ -46,10 +45,6 @@ def shrunk_covariance(z: Tensor, a: float) -> Tensor:
 
 SHAPES = [(2, 3), (8, 3), (8, 8), (5, 40), (64, 16)]
 DTYPES = [torch.float32, torch.float64]
-
-
-def test_doctests():
-    assert doctest.testmod(entropy).failed == 0
 
 
 @pytest.mark.parametrize("shape", SHAPES)

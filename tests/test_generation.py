@@ -209,7 +209,7 @@ def test_a_linear_map_finds_partial_whitening(ratio: float) -> None:
     n = 12
     spectrum = torch.logspace(0, -2, n)
     spectrum = spectrum / spectrum.mean()
-    x = gaussian_patches(10_000, spectrum)
+    x = gaussian_patches(400, spectrum)
     patches = patchify(x, 2)
     weight = nn.Parameter(torch.eye(n))
     optimizer = torch.optim.Adam([weight], lr=0.02)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import doctest
 import math
 
 import pytest
@@ -82,10 +81,6 @@ def matrix_with(singular_values: Tensor, seed: int = 0) -> Tensor:
 
 def linear(matrix: Tensor):
     return lambda x: (x.flatten(1) @ matrix.T).view(len(x), -1)
-
-
-def test_doctests():
-    assert doctest.testmod(jacobian).failed == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

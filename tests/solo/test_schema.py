@@ -235,7 +235,7 @@ def test_a_folder_that_cannot_be_written_is_named(images: Path, tmp_path: Path):
         ("devices", [0]),
         ("devices", "1"),
         ("devices", "0,1"),
-        ("optimizer.kwargs", {"nesterov": True}),
+        ("optimizer.kwargs.nesterov", True),
         ("scheduler.lr_decay_steps", [3, 5]),
         ("seed", 2**32 - 1),
         ("limit_train_batches", 0.5),
@@ -252,7 +252,7 @@ def test_a_folder_that_cannot_be_written_is_named(images: Path, tmp_path: Path):
 def test_a_right_setting_stays(key: str, value: object, images: Path):
     cfg = OmegaConf.create(raw_config("simclr", images))
     OmegaConf.update(cfg, key, value, force_add=True, merge=False)
-    prepare_pretrain(cfg, HOST)
+    assert OmegaConf.select(prepare_pretrain(cfg, HOST), key) == value
 
 
 @pytest.mark.parametrize("method", sorted(set(METHOD_KWARGS) & set(HOST.methods)))
