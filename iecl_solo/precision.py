@@ -49,7 +49,10 @@ class _FullPrecision(torch.autograd.Function):
         with torch.enable_grad(), full_precision(tensors[0].device):
             inputs = [t.detach().requires_grad_(t.requires_grad) for t in tensors]
             ctx.inputs, ctx.out = inputs, function(*inputs)
-        return ctx.out.detach()
+        out = ctx.out.detach()
+        if not ctx.out.requires_grad:  # as a KL whose anchor alone has a graph
+            ctx.mark_non_differentiable(out)
+        return out
 
     @staticmethod
     @once_differentiable

@@ -248,6 +248,9 @@ def test_gaussian_kl_gives_the_anchor_no_gradient(covariance):
     query, anchor = rows(6, 4, seed=1).requires_grad_(), rows(6, 4, seed=2).requires_grad_()
     gaussian_kl(query, anchor, covariance=covariance).backward()
     assert query.grad.abs().sum() > 0 and anchor.grad is None
+    value = gaussian_kl(query.detach(), anchor, covariance=covariance)
+    assert not value.requires_grad
+    (value + anchor.sum()).backward()  # what is added to it keeps its own
     assert torch.autograd.gradcheck(
         lambda q: gaussian_kl(q, anchor.detach(), covariance=covariance), query
     )

@@ -134,6 +134,14 @@ def test_minc_gradcheck_with_lambda_held(mu: float):
     assert torch.autograd.gradcheck(lambda q: loss(q, target), (query,))
 
 
+def test_two_dtypes_are_taken_as_the_wider():
+    z1, z2 = views(6, 4)
+    for loss in (spectral_contrastive_loss, MINCLoss(4)):
+        value = loss(z1.float(), z2)
+        assert value.dtype == torch.float64
+        torch.testing.assert_close(value, loss(z1, z2), rtol=1e-5, atol=1e-6)
+
+
 def test_minc_stops_the_gradient_in_target_and_lambda():
     query, target = views(5, 3)
     loss = MINCLoss(3, base_decay=0.0).double()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from iecl_solo import checks
@@ -12,12 +13,11 @@ from iecl_solo.errors import IECLError
 
 
 def checked_pair(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sides of B pairs, row by row.
+    """Both sides of B pairs, row by row, in one dtype: the wider of the two, float32 at least.
 
     Raises:
         IECLError: a side is not (B, d) floating, or the shapes differ.
 
-    >>> import torch
     >>> checked_pair(torch.ones(2, 3), torch.ones(3, 3))
     Traceback (most recent call last):
     iecl_solo.errors.IECLError: features of shapes (2, 3) and (3, 3): pairs need one shape
@@ -26,7 +26,9 @@ def checked_pair(z1: Tensor, z2: Tensor) -> tuple[Tensor, Tensor]:
         raise IECLError(
             f"features of shapes {tuple(z1.shape)} and {tuple(z2.shape)}: pairs need one shape"
         )
-    return checked_rows(z1, "features"), checked_rows(z2, "features")
+    z1, z2 = checked_rows(z1, "features"), checked_rows(z2, "features")
+    dtype = torch.promote_types(z1.dtype, z2.dtype)
+    return z1.to(dtype), z2.to(dtype)
 
 
 def check_mu(mu: float) -> None:
@@ -49,7 +51,6 @@ def scale_features(z: Tensor, mu: float) -> Tensor:
     Returns:
         Rows (B, d), dtype and device of z. Differentiable.
 
-    >>> import torch
     >>> scale_features(torch.tensor([[3.0, 4.0], [0.5, 0.0]]), mu=4.0)
     tensor([[1.2000, 1.6000],
             [0.5000, 0.0000]])

@@ -51,8 +51,8 @@ def info_nce(
 
     Returns:
         A 0-dim tensor, float64 for float64 and float32 otherwise, whatever the autocast. A row
-        without a positive makes it inf ("joint") or NaN ("each"), as in solo-learn. Differentiable
-        once.
+        without a positive makes it inf ("joint") or NaN ("each", and if it is the only row), as in
+        solo-learn. Differentiable once.
 
     Raises:
         IECLError: the shapes do not fit, z is not floating, indexes is, or an option is out of
