@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
@@ -72,7 +72,9 @@ def check(benchmark: BenchmarkConfig) -> None:
     check_evaluation(evaluation)
     host = find_host()
     seen = set()
-    for cell in cells(benchmark):
+    grid = cells(benchmark)
+    taken = {cell.source: cell.arm for cell in grid if cell.source is not None}
+    for cell in grid:
         key = (cell.arm, cell.data, repr(cell.axes))
         if key not in seen:
             seen.add(key)
@@ -81,6 +83,8 @@ def check(benchmark: BenchmarkConfig) -> None:
             if benchmark.kind == "training" and not cfg.data.get("no_labels"):
                 require(cfg, ["data.val_path"])  # of the images that judge
             cfg = complete(cfg, host)
+            if cell.id in taken and OmegaConf.select(cfg, "iecl.placement") in (None, "none"):
+                raise IECLError(f"arms.{taken[cell.id]}.saib_from: arm {cell.arm} trains no SAIB")
             if (threads := cfg.get("threads")) is not None:
                 checks.whole("threads", threads, 1)
 

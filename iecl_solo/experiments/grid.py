@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,35 @@ class BenchmarkConfig:
     cell: str | None = None
 
 
+@dataclass
+class DigitsConfig:
+    """``data.NAME.digits``: which of scikit-learn's digits are written, and where."""
+
+    folder: str = ""
+    classes: list[int] | None = None
+    rest: str | None = None
+    masks: str | None = None
+
+
+@dataclass
+class DataConfig:
+    """``data.NAME``: a pretraining configuration, and what is set in it."""
+
+    config: str = ""
+    overrides: list[str] | None = None
+    settings: dict[str, Any] | None = None
+    digits: dict[str, Any] | None = None
+
+
+@dataclass
+class SourceConfig:
+    """``arms.NAME.saib_from``: whose learned SAIB is an augmentation, of what probability."""
+
+    arm: str = ""
+    data: str = ""
+    prob: float = 0.5
+
+
 @dataclass(frozen=True)
 class Cell:
     """One run of the grid.
@@ -127,19 +156,49 @@ def _check_axes(axes: Mapping[str, Any]) -> None:
         _no_repeats(f"axes.{key}", values)
 
 
+def _parse(where: str, config_class: type[Any], block: Any, required: Sequence[str]) -> Any:
+    parsed = parse_block(where, config_class, {} if block is None else block)
+    for key in required:
+        if getattr(parsed, key) in ("", None):
+            raise IECLError(f"{where}: no {key} is given")
+    return parsed
+
+
 def _check_data(blocks: Mapping[str, Any]) -> None:
     for name, data in blocks.items():
-        if not isinstance(data, dict) or "config" not in data:
-            raise IECLError(f"data.{name}: no config is given")
+        where = f"data.{name}"
+        given = data if isinstance(data, Mapping) else {}
+        overrides = given.get("overrides")
+        texts = isinstance(overrides, list) and all(isinstance(o, str) for o in overrides)
+        if overrides is not None and not texts:
+            raise checks.refusal(f"{where}.overrides", overrides, "a list of overrides")
+        for key in ("settings", "digits"):
+            if not isinstance(given.get(key) or {}, Mapping):
+                raise IECLError(f"{where}.{key}: {given[key]!r} is not a block of keys")
+        digits = _parse(where, DataConfig, data, ["config"]).digits
+        if digits is not None:
+            made = _parse(f"{where}.digits", DigitsConfig, digits, ["folder"])
+            if made.rest is not None and made.classes is None:
+                raise IECLError(f"{where}.digits.rest: no classes are given, so that none are left")
 
 
-def _check_arms(arms: Mapping[str, Any]) -> None:
+def _check_arms(arms: Mapping[str, Any], data: Mapping[str, Any]) -> None:
     for name, arm in arms.items():
         if not isinstance(arm, dict) or "method" not in arm:
             raise IECLError(f"arms.{name}: no method is given")
         other = arm.get("against")
         if other is not None and other not in arms:
             raise IECLError(f"arms.{name}.against: {unknown_name('arm', other, arms)}")
+        if arm.get("saib_from") is not None:
+            where = f"arms.{name}.saib_from"
+            source = _parse(where, SourceConfig, arm["saib_from"], ["arm", "data"])
+            checks.number(f"{where}.prob", source.prob, 0, 1)
+            if source.arm not in arms:
+                raise IECLError(f"{where}.arm: {unknown_name('arm', source.arm, arms)}")
+            if source.data not in data:
+                raise IECLError(f"{where}.data: {unknown_name('data set', source.data, data)}")
+            if source.arm == name:
+                raise IECLError(f"{where}.arm: {name} cannot be its own source")
 
 
 def read_benchmark(cfg: Mapping[str, Any] | DictConfig) -> BenchmarkConfig:
@@ -185,7 +244,7 @@ def read_benchmark(cfg: Mapping[str, Any] | DictConfig) -> BenchmarkConfig:
     benchmark.axes = flatten(benchmark.axes)
     _check_axes(benchmark.axes)
     _check_data(benchmark.data)
-    _check_arms(benchmark.arms)
+    _check_arms(benchmark.arms, benchmark.data)
     benchmark.dir = benchmark.dir or f"benchmark/{benchmark.name}-{benchmark.preset}"
     return benchmark
 
@@ -194,16 +253,16 @@ def cells(benchmark: BenchmarkConfig) -> list[Cell]:
     """All cells, those that others depend on first."""
     found: dict[tuple[Any, ...], Cell] = {}
     baseline = next(iter(benchmark.arms))
-    arms = sorted(benchmark.arms.items(), key=lambda item: "saib_from" in item[1])
+    arms = sorted(benchmark.arms.items(), key=lambda item: item[1].get("saib_from") is not None)
     combinations = list(itertools.product(*benchmark.axes.values()))
     for seed, (arm, block), data, values in itertools.product(
         benchmark.seeds, arms, benchmark.data, combinations
     ):
         axes = dict(zip(benchmark.axes, values, strict=True))
         source = None
-        if "saib_from" in block:
+        if block.get("saib_from") is not None:
             wanted = (seed, block["saib_from"]["arm"], block["saib_from"]["data"], values)
-            if wanted not in found:
+            if wanted not in found:  # it takes another arm's SAIB itself
                 raise IECLError(f"arms.{arm}.saib_from: no arm {wanted[1]} on data {wanted[2]}")
             source = found[wanted].id
         against = block.get("against", baseline if arm != baseline else None)
@@ -250,13 +309,13 @@ def _id(benchmark: BenchmarkConfig, arm: str, data: str, axes: Mapping[str, Any]
 def write_data(benchmark: BenchmarkConfig) -> None:
     """Write the data sets that can be made here, unless they are there."""
     for data in benchmark.data.values():
-        if "digits" in data:
-            given = data["digits"]
-            made = write_digits(given["folder"], classes=given.get("classes"))
-            if "rest" in given:
-                write_digits(given["rest"], classes=sorted({*range(10)} - {*given["classes"]}))
-            if "masks" in given:
-                write_masks(made, given["masks"])
+        if data.get("digits") is not None:
+            given = parse_block("digits", DigitsConfig, data["digits"])
+            made = write_digits(given.folder, classes=given.classes)
+            if given.rest is not None:
+                write_digits(given.rest, classes=sorted({*range(10)} - {*given.classes}))
+            if given.masks is not None:
+                write_masks(made, given.masks)
 
 
 def _check_key(where: str, key: str, composed: list[str]) -> None:
@@ -296,7 +355,7 @@ def configuration(benchmark: BenchmarkConfig, cell: Cell) -> DictConfig:
     arm.pop("against", None)
     arm.pop("saib_from", None)
     made = {}
-    if "digits" in data:
+    if data.get("digits") is not None:
         folder = data["digits"]["folder"]
         made = {"data.train_path": f"{folder}/train", "data.val_path": f"{folder}/test"}
     composed = list(flatten(dict(OmegaConf.to_container(cfg))))  # type: ignore[arg-type]

@@ -433,7 +433,19 @@ def test_a_saib_learned_elsewhere_is_an_augmentation(images: Path, tmp_path: Pat
     assert "iecl_simclr" in saib["file"]
 
 
-BAD = {
+
+
+def _data(**keys: Any) -> dict[str, Any]:
+    return {"data": {"toy": {"config": "custom", **keys}}}
+
+
+def _taking(source: Any, **others: Any) -> dict[str, Any]:
+    """An arm that takes its SAIB from elsewhere, beside the grid's two."""
+    arms = {name: {"method": name} for name in ("simclr", "iecl_simclr")}
+    return {"arms": {**arms, "frozen": {"method": "simclr", "saib_from": source}, **others}}
+
+
+BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
     "an unknown preset": ({"presets": {"smoke": {}}, "preset": "smok"}, ["preset", "'smoke'"]),
     "an unknown key": ({"seedz": [1]}, ["benchmark.seedz", "'seeds'"]),
     "no seeds": ({"seeds": []}, ["seeds"]),
@@ -471,6 +483,60 @@ BAD = {
         ["iecl.beta", "-1"],
     ),
     "an unknown evaluation": ({"evaluation": {"knn": {"kk": [1]}}}, ["evaluation.knn.kk"]),
+    "a misspelt key of a data set": (
+        _data(setings={"max_epochs": 2}),
+        ["unknown key data.toy.setings", "'settings'"],
+    ),
+    "overrides that are a text": (
+        _data(overrides="augmentations"),
+        ["data.toy.overrides: 'augmentations'", "a list"],
+    ),
+    "settings that are no block": (_data(settings=5), ["data.toy.settings: 5", "block of keys"]),
+    "digits without a folder": (_data(digits={}), ["data.toy.digits", "no folder"]),
+    "a misspelt key of the digits": (
+        _data(digits={"folder": "a", "clases": [1]}),
+        ["data.toy.digits.clases", "'classes'"],
+    ),
+    "the rest of all digits": (
+        _data(digits={"folder": "a", "rest": "b"}),
+        ["data.toy.digits.rest", "no classes"],
+    ),
+    "a misspelt key of a source": (
+        _taking({"arm": "iecl_simclr", "data": "toy", "probb": 1}),
+        ["arms.frozen.saib_from.probb", "'prob'"],
+    ),
+    "a source's probability": (
+        _taking({"arm": "iecl_simclr", "data": "toy", "prob": 5}),
+        ["arms.frozen.saib_from.prob: 5", "from 0 to 1"],
+    ),
+    "a source that is no block": (
+        _taking("iecl_simclr"),
+        ["arms.frozen.saib_from: 'iecl_simclr'", "block of keys"],
+    ),
+    "a source without an arm": (_taking({"data": "toy"}), ["arms.frozen.saib_from", "no arm"]),
+    "a source of an unknown arm": (
+        _taking({"arm": "iecl_simcl", "data": "toy"}),
+        ["arms.frozen.saib_from.arm", "'iecl_simclr'"],
+    ),
+    "a source of an unknown data set": (
+        _taking({"arm": "iecl_simclr", "data": "toys"}),
+        ["arms.frozen.saib_from.data", "'toy'"],
+    ),
+    "a source that is the arm itself": (
+        _taking({"arm": "frozen", "data": "toy"}),
+        ["arms.frozen.saib_from.arm", "its own source"],
+    ),
+    "a source without a SAIB": (
+        _taking({"arm": "simclr", "data": "toy"}),
+        ["arms.frozen.saib_from", "arm simclr trains no SAIB"],
+    ),
+    "a source whose SAIB is nowhere": (
+        _taking(
+            {"arm": "nowhere", "data": "toy"},
+            nowhere={"method": "iecl_simclr", "iecl": {"placement": "none"}},
+        ),
+        ["arms.frozen.saib_from", "arm nowhere trains no SAIB"],
+    ),
     "no such pretraining config": (
         {"data": {"toy": {"config": "cifarr"}}},
         ["data.toy.config", "cifarr"],
