@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,11 @@ KINDS = ("training", "cost", "throughput")
 
 
 #: Keys that a run has and no axis may: what says them.
-_NO_AXES = {"seed": "seeds", "method": "arms"}
+_NO_AXES = {
+    **{"seed": "seeds of the benchmark", "method": "arms of the benchmark"},
+    **{"name": "the cell's id", "checkpoint.dir": "dir of the benchmark"},
+    **{key: "the benchmark" for key in ("checkpoint", "checkpoint.enabled", "checkpoint.frequency")},
+}
 
 
 @dataclass
@@ -150,7 +154,7 @@ def _no_repeats(key: str, values: list[Any]) -> None:
 def _check_axes(axes: Mapping[str, Any]) -> None:
     for key, values in axes.items():
         if key in _NO_AXES:
-            raise IECLError(f"axes.{key}: it is no axis, {_NO_AXES[key]} of the benchmark says it")
+            raise IECLError(f"axes.{key}: it is no axis, {_NO_AXES[key]} says it")
         if not isinstance(values, list) or not values:
             raise IECLError(f"axes.{key}: {values!r} is not a list of values")
         _no_repeats(f"axes.{key}", values)
@@ -189,6 +193,8 @@ def _check_arms(arms: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         other = arm.get("against")
         if other is not None and other not in arms:
             raise IECLError(f"arms.{name}.against: {unknown_name('arm', other, arms)}")
+        if other == name:
+            raise IECLError(f"arms.{name}.against: an arm is not compared with itself")
         if arm.get("saib_from") is not None:
             where = f"arms.{name}.saib_from"
             source = _parse(where, SourceConfig, arm["saib_from"], ["arm", "data"])
@@ -222,7 +228,13 @@ def read_benchmark(cfg: Mapping[str, Any] | DictConfig) -> BenchmarkConfig:
     presets, preset = given.get("presets") or {}, given.get("preset", BenchmarkConfig.preset)
     if presets and preset not in presets:
         raise unknown_name("preset", preset, presets)
-    own = {k: v for k, v in given.items() if v not in (None, "???") and k != "presets"}
+    # null undoes what a preset says, where a key may be null
+    nullable = [f.name for f in fields(BenchmarkConfig) if f.default is None]
+    own = {
+        k: v
+        for k, v in given.items()
+        if v != "???" and k != "presets" and (v is not None or k in nullable)
+    }
     merged = OmegaConf.merge(presets.get(preset) or {}, own)
     benchmark = parse_block("benchmark", BenchmarkConfig, plain(merged))
     benchmark.presets = plain(presets)
@@ -252,6 +264,7 @@ def read_benchmark(cfg: Mapping[str, Any] | DictConfig) -> BenchmarkConfig:
 def cells(benchmark: BenchmarkConfig) -> list[Cell]:
     """All cells, those that others depend on first."""
     found: dict[tuple[Any, ...], Cell] = {}
+    seen: dict[str, Cell] = {}
     baseline = next(iter(benchmark.arms))
     arms = sorted(benchmark.arms.items(), key=lambda item: item[1].get("saib_from") is not None)
     combinations = list(itertools.product(*benchmark.axes.values()))
@@ -259,9 +272,10 @@ def cells(benchmark: BenchmarkConfig) -> list[Cell]:
         benchmark.seeds, arms, benchmark.data, combinations
     ):
         axes = dict(zip(benchmark.axes, values, strict=True))
+        place = json.dumps(values, sort_keys=True)  # values may be blocks and lists
         source = None
         if block.get("saib_from") is not None:
-            wanted = (seed, block["saib_from"]["arm"], block["saib_from"]["data"], values)
+            wanted = (seed, block["saib_from"]["arm"], block["saib_from"]["data"], place)
             if wanted not in found:  # it takes another arm's SAIB itself
                 raise IECLError(f"arms.{arm}.saib_from: no arm {wanted[1]} on data {wanted[2]}")
             source = found[wanted].id
@@ -276,7 +290,11 @@ def cells(benchmark: BenchmarkConfig) -> list[Cell]:
             seed,
             source,
         )
-        found[seed, arm, data, values] = cell
+        if (other := seen.setdefault(cell.id, cell)) is not cell:
+            what = ("arms", "arm") if other.arm != arm else ("data", "data")
+            names = " and ".join(repr(getattr(c, what[1])) for c in (other, cell))
+            raise IECLError(f"{what[0]}: {names} name the same cell {cell.id}; rename one")
+        found[seed, arm, data, place] = cell
     return list(found.values())
 
 
@@ -301,9 +319,16 @@ def _id(benchmark: BenchmarkConfig, arm: str, data: str, axes: Mapping[str, Any]
     if benchmark.kind != "training":  # these change what is measured, and nothing that is trained
         settings += [benchmark.rounds, benchmark.threads]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    short = [f"{key.rpartition('.')[2]}{value}" for key, value in axes.items()]
+    short = [f"{key.rpartition('.')[2]}{_word(value)}" for key, value in axes.items()]
     words = "-".join([data, arm, *short, f"seed{seed}"])
     return f"{re.sub(r'[^A-Za-z0-9.-]+', '_', words)}-{digest.hexdigest()[:8]}"
+
+
+def _word(value: Any) -> str:
+    """An axis's value in an id: a block or a list cut short, since an id is a file's name."""
+    if not isinstance(value, (dict, list)):
+        return str(value)
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", json.dumps(value))[:24].strip("_")
 
 
 def write_data(benchmark: BenchmarkConfig) -> None:

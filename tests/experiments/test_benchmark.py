@@ -483,6 +483,19 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["iecl.beta", "-1"],
     ),
     "an unknown evaluation": ({"evaluation": {"knn": {"kk": [1]}}}, ["evaluation.knn.kk"]),
+    "an arm that is compared with itself": (
+        {"arms": {"a": {"method": "simclr", "against": "a"}}},
+        ["arms.a.against", "itself"],
+    ),
+    "an axis of names": ({"axes": {"name": ["a", "b"]}}, ["axes.name", "no axis", "id"]),
+    "an axis of folders": (
+        {"axes": {"checkpoint.dir": ["a", "b"]}},
+        ["axes.checkpoint.dir", "no axis", "dir of the benchmark"],
+    ),
+    "two arms that are one": (
+        {"arms": {"a+b": {"method": "simclr"}, "a b": {"method": "simclr"}}},
+        ["arms: 'a+b' and 'a b'", "rename one"],
+    ),
     "a misspelt key of a data set": (
         _data(setings={"max_epochs": 2}),
         ["unknown key data.toy.setings", "'settings'"],
@@ -791,6 +804,33 @@ def test_finetuning_trains_the_backbone_on_few_labels(images: Path, tmp_path: Pa
 
 
 # --- the cost
+
+
+def test_null_undoes_what_the_preset_says(images: Path):
+    presets = {"presets": {"paper": {"threads": 1}}}
+    given = {k: v for k, v in grid(images, **presets).items() if k != "threads"}
+    assert read_benchmark(given).threads == 1
+    assert read_benchmark({**given, "threads": None}).threads is None
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("backbone.kwargs", [{"channels": [8, 8, 16, 16]}, {"channels": [4, 4, 8, 8]}]),
+        ("scheduler.lr_decay_steps", [[1, 2], [2, 3]]),
+    ],
+)
+def test_values_of_an_axis_may_be_blocks_and_lists(key: str, values: list[Any], images: Path):
+    arms: dict[str, Any] = {name: {"method": name} for name in ("simclr", "iecl_simclr")}
+    arms["frozen"] = {"method": "simclr", "saib_from": {"arm": "iecl_simclr", "data": "toy"}}
+    benchmark = read_benchmark(grid(images, axes={key: values}, arms=arms))
+    grid_cells = {cell.id: cell for cell in cells(benchmark)}
+    assert len(grid_cells) == 12
+    for cell in grid_cells.values():
+        assert OmegaConf.select(configuration(benchmark, cell), key) == cell.axes[key]
+        assert len(cell.id) < 100
+        if cell.source is not None:
+            assert grid_cells[cell.source].axes == cell.axes
 
 
 @pytest.mark.parametrize("kind", ["training", "cost"])
