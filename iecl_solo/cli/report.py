@@ -31,9 +31,10 @@ def run(args: argparse.Namespace) -> int:
                 store.put(row)
         else:
             inside = path / STORE
-            if path.is_dir() and not inside.is_dir() and not any(path.glob("*.json")):
+            folder = inside if inside.is_dir() else path
+            if folder.is_dir() and not any(folder.glob("*.json")):  # of a row, or of what it was
                 raise IECLError(f"store {path}: no rows are in it")
-            store = Store(inside if inside.is_dir() else path, create=False)
+            store = Store(folder, create=False)
             beside = store.path.parent
         page = write_report(store, Path(args.to) if args.to else beside)
         print(answer(read(store)))

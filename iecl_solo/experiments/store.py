@@ -24,7 +24,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +189,7 @@ class Store:
         self._write({**row, "status": "done", "error": None})
 
     def _file(self, cell: str) -> Path:
+        _check_id(str(self.path), cell)
         return self.path / f"{cell}.json"
 
     def _write(self, row: Mapping[str, Any]) -> None:
@@ -208,7 +209,7 @@ class Store:
     def meta(self) -> dict[str, Any]:
         """What ``begin`` recorded."""
         path = self.path / _META
-        return read_summed(path) if path.is_file() else {}
+        return _checked_meta(str(path), read_summed(path)) if path.is_file() else {}
 
     def done(self) -> set[str]:
         """Ids of the finished cells."""
@@ -263,7 +264,54 @@ def _read_row(path: Path) -> dict[str, Any]:
         ) from None
     if missing := sorted({*_IDENTITY, "status"} - row.keys()):
         raise IECLError(f"{path}: it is no row of a benchmark ({missing[0]} is missing)")
+    return _checked_row(str(path), row)
+
+
+def _check_id(where: str, cell: str) -> None:
+    """An id names a file of the store, and none elsewhere."""
+    if not cell or Path(cell).name != cell or "\0" in cell or f"{cell}.json" == _META:
+        raise IECLError(f"{where}: id {cell!r} is not allowed, a file's name is")
+
+
+def _checked_row(where: str, row: dict[str, Any]) -> dict[str, Any]:
+    _check_id(where, str(row["id"]))
+    for name in ("axes", "metrics", "versions"):
+        if not isinstance(row.get(name) or {}, Mapping):
+            raise IECLError(f"{where}: {name}: {row[name]!r} is not a block of keys")
     return row
+
+
+#: What ``begin`` records and a report goes through, by kind.
+_META_KINDS: tuple[tuple[tuple[str, ...], type, str], ...] = (
+    (("name", "preset", "question", "kind", "command"), str, "a text"),
+    (("arms", "axes", "data", "settings", "evaluation"), dict, "a block of keys"),
+    (("cells", "measures", "seeds", "published"), list, "a list"),
+)
+
+
+def _checked_meta(where: str, meta: Any) -> dict[str, Any]:
+    def check(name: str, value: Any, kind: type, words: str) -> None:
+        if value is not None and not isinstance(value, kind):
+            raise IECLError(f"{where}: {name}: {value!r} is not {words}")
+
+    if not isinstance(meta, dict):
+        raise IECLError(f"{where}: {meta!r} is not what a benchmark was, a block of keys")
+    for names, kind, words in _META_KINDS:
+        for name in names:
+            check(name, meta.get(name), kind, words)
+    for name in ("cells", "measures"):
+        for value in meta.get(name) or []:
+            check(name, value, str, "a text")
+    for axis, values in (meta.get("axes") or {}).items():
+        check(f"axes.{axis}", values, list, "a list")
+    for arm, block in (meta.get("arms") or {}).items():
+        check(f"arms.{arm}", block, dict, "a block of keys")
+    for entry in meta.get("published") or []:
+        check("published", entry, dict, "a block of keys")
+        check("published: axes", entry.get("axes"), dict, "a block of keys")
+        if not isinstance(entry.get("value"), int | float):
+            raise IECLError(f"{where}: published: {entry} has no value that is a number")
+    return meta
 
 
 def _lines(row: Mapping[str, Any]) -> Iterable[list[Any]]:
@@ -296,24 +344,30 @@ def read_rows(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         text = file.read_text().splitlines()
         commented = text[:1] and text[0].startswith(_COMMENT)
         meta = json.loads(text.pop(0).removeprefix(_COMMENT)) if commented else {}
-        lines = list(csv.DictReader(text, strict=True))
-        missing = sorted({*_CSV} - set(lines[0] if lines else _CSV))
-        if missing:
+        reader = csv.DictReader(text, strict=True)
+        if missing := sorted({*_CSV} - set(reader.fieldnames or _CSV)):
             raise IECLError(f"rows {path}: it has no column {missing[0]}; {', '.join(_CSV)} are")
+        lines: dict[str, dict[str, str]] = {}
+        for line in reader:
+            where = f"rows {path}: line {reader.line_num + bool(commented)}"
+            if None in line or None in line.values():
+                raise IECLError(f"{where} is not whole: it has not a value for each column")
+            lines[where] = line
         if not lines and not commented:
             raise IECLError(f"rows {path}: it is empty")
-        return meta, _grouped(lines)
+        return _checked_meta(f"rows {path}", meta), _grouped(lines)
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         if isinstance(error, IECLError):
             raise
         raise IECLError(f"rows {path}: it is no CSV of a benchmark's rows ({error})") from None
 
 
-def _grouped(lines: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+def _grouped(lines: Mapping[str, Mapping[str, str]]) -> list[dict[str, Any]]:
+    """Rows of lines by where they stand, which an error names."""
     found: dict[str, dict[str, Any]] = {}
-    for line in lines:
+    for where, line in lines.items():
         if line["id"] not in found:
-            found[line["id"]] = {
+            row = {
                 **{name: line[name] for name in ("id", "data", "arm", "method")},
                 "against": line["against"] or None,
                 "axes": json.loads(line["axes"]),
@@ -323,6 +377,7 @@ def _grouped(lines: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
                 "versions": json.loads(line["versions"]) if line["versions"] else None,
                 "metrics": {},
             }
+            found[line["id"]] = _checked_row(where, row)
         value = float(line["value"]) if line["value"] else math.nan
         found[line["id"]]["metrics"][line["measure"]] = value
     return list(found.values())

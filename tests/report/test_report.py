@@ -20,6 +20,7 @@ from support_report import ARMS, BATCH, add_galleries, make_store, rich_store
 
 import iecl_solo.report.sections as report_sections
 from iecl_solo.cli.main import main
+from iecl_solo.errors import IECLError
 from iecl_solo.evaluate import pictures
 from iecl_solo.experiments.store import STORE, Store, read_rows
 from iecl_solo.report.answer import answer, collapses
@@ -678,6 +679,75 @@ def test_command_without_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["report", str(tmp_path)]) == 2
     assert "no rows are in it" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_command_on_a_folder_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "docs" / STORE).mkdir(parents=True)
+    (tmp_path / "docs" / STORE / "a.csv").write_text("a\n1\n")
+    assert main(["report", str(tmp_path / "docs")]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and "no rows are in it" in lines[0]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.csv", "docs", STORE]
+
+
+def _meta(**changes: object):
+    """Change what the first line of a CSV says of the benchmark."""
+
+    def change(lines: list[str]) -> list[str]:
+        meta = json.loads(lines[0].removeprefix("# ")) | changes
+        return [f"# {json.dumps(meta)}", *lines[1:]]
+
+    return change
+
+
+def _line(old: str, new: str):
+    def change(lines: list[str]) -> list[str]:
+        assert old in lines[2]
+        return [*lines[:2], lines[2].replace(old, new), *lines[3:]]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda lines: [*lines[:3], lines[3][: lines[3].rindex(",")]], "line 4 is not whole"),
+        (lambda lines: [*lines[:3], lines[3][: lines[3].rindex("cpu")]], "line 4 is not whole"),
+        (lambda lines: [*lines[:3], f"{lines[3]},,"], "line 4 is not whole"),
+        (lambda lines: [lines[0], "id,data,arm"], "no column against"),
+        (lambda lines: ["# [1,2]", *lines[1:]], "[1, 2] is not what a benchmark was"),
+        (_line("{}", "[1]"), "line 3: axes: [1] is not a block of keys"),
+        (_line("digits-iecl", "../../digits-iecl"), "line 3: id '../../digits-iecl"),
+        (_meta(cells=5), "cells: 5 is not a list"),
+        (_meta(cells=[[1]]), "cells: [1] is not a text"),
+        (_meta(measures="knn_acc1"), "measures: 'knn_acc1' is not a list"),
+        (_meta(axes={"a": 1}), "axes.a: 1 is not a list"),
+        (_meta(arms=[1]), "arms: [1] is not a block of keys"),
+        (_meta(question=5), "question: 5 is not a text"),
+        (_meta(published=[{"data": "digits"}]), "no value that is a number"),
+    ],
+)
+def test_damaged_csv_is_one_line(change, said: str, tmp_path: Path, capsys):
+    store = make_store(tmp_path / "a", arms=TWO, seeds=(0,))
+    store.export()
+    file = tmp_path / "b" / "rows.csv"
+    file.parent.mkdir()
+    file.write_text("\n".join(change(store.csv.read_text().splitlines())))
+    assert main(["report", str(file)]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and said in lines[0] and str(file) in lines[0]
+    assert [p.name for p in file.parent.iterdir()] == ["rows.csv"]
+
+
+@pytest.mark.parametrize("cell", ["../x", "a/b", "", "_benchmark"])
+def test_an_id_names_a_file_of_the_store(cell: str, tmp_path: Path):
+    store = Store(tmp_path / STORE)
+    row = {"data": "d", "arm": "a", "against": None, "method": "m", "axes": {}, "seed": 0}
+    with pytest.raises(IECLError, match="a file's name"):
+        store.put({**row, "id": cell, "metrics": {}})
+    with pytest.raises(IECLError, match="a file's name"):
+        store.claim({**row, "id": cell})
+    assert [p.name for p in tmp_path.rglob("*")] == [STORE]
 
 
 def test_json_of_a_configuration_is_whole(tmp_path: Path):
