@@ -63,9 +63,19 @@ def _check_measure(measure: str, evaluation: EvaluationConfig) -> None:
         raise IECLError(f"measures: {measure}: {unknown_name('data set', data, others)}")
 
 
+def _tell_unknown_arms(benchmark: BenchmarkConfig) -> None:
+    """Published figures of no arm: said, not refused, since ~arms.NAME leaves an arm out."""
+    of_ours = (entry for entry in benchmark.published if entry["data"] in benchmark.data)
+    for arm in dict.fromkeys(str(entry["arm"]) for entry in of_ours):
+        if arm not in benchmark.arms:
+            error = unknown_name("arm", arm, benchmark.arms)
+            print(f"published: {error}; its figures have none beside them", file=sys.stderr)
+
+
 def check(benchmark: BenchmarkConfig) -> None:
     """Refuse in one line what would make every cell of an arm fail, before any is run."""
     evaluation: EvaluationConfig = parse_block("evaluation", EvaluationConfig, benchmark.evaluation)
+    _tell_unknown_arms(benchmark)
     for measure in benchmark.measures:
         _check_measure(measure, evaluation)
     write_data(benchmark)

@@ -30,7 +30,7 @@ KINDS = ("training", "cost", "throughput")
 _NO_AXES = {
     **{"seed": "seeds of the benchmark", "method": "arms of the benchmark"},
     **{"name": "the cell's id", "checkpoint.dir": "dir of the benchmark"},
-    **{key: "the benchmark" for key in ("checkpoint", "checkpoint.enabled", "checkpoint.frequency")},
+    **dict.fromkeys(("checkpoint", "checkpoint.enabled", "checkpoint.frequency"), "the benchmark"),
 }
 
 
@@ -113,6 +113,18 @@ class SourceConfig:
     arm: str = ""
     data: str = ""
     prob: float = 0.5
+
+
+@dataclass
+class PublishedConfig:
+    """``published``: a paper's own figure, of one data set, arm and measure."""
+
+    data: str = ""
+    axes: dict[str, Any] = field(default_factory=dict)
+    arm: str = ""
+    measure: str = ""
+    value: Any = None
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -207,6 +219,14 @@ def _check_arms(arms: Mapping[str, Any], data: Mapping[str, Any]) -> None:
                 raise IECLError(f"{where}.arm: {name} cannot be its own source")
 
 
+def _check_published(entries: Sequence[Any]) -> None:
+    """All but the arms, of which a command may leave one out."""
+    for i, entry in enumerate(entries):
+        where = f"published.{i}"
+        parsed = _parse(where, PublishedConfig, entry, ["data", "arm", "measure"])
+        checks.number(f"{where}.value", parsed.value)
+
+
 def read_benchmark(cfg: Mapping[str, Any] | DictConfig) -> BenchmarkConfig:
     """Check a benchmark's YAML, the chosen preset filled in.
 
@@ -257,6 +277,7 @@ def read_benchmark(cfg: Mapping[str, Any] | DictConfig) -> BenchmarkConfig:
     _check_axes(benchmark.axes)
     _check_data(benchmark.data)
     _check_arms(benchmark.arms, benchmark.data)
+    _check_published(benchmark.published)
     benchmark.dir = benchmark.dir or f"benchmark/{benchmark.name}-{benchmark.preset}"
     return benchmark
 

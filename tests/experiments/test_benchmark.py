@@ -433,8 +433,6 @@ def test_a_saib_learned_elsewhere_is_an_augmentation(images: Path, tmp_path: Pat
     assert "iecl_simclr" in saib["file"]
 
 
-
-
 def _data(**keys: Any) -> dict[str, Any]:
     return {"data": {"toy": {"config": "custom", **keys}}}
 
@@ -445,6 +443,7 @@ def _taking(source: Any, **others: Any) -> dict[str, Any]:
     return {"arms": {**arms, "frozen": {"method": "simclr", "saib_from": source}, **others}}
 
 
+PUBLISHED = {"data": "toy", "arm": "simclr", "measure": "knn_acc1", "value": 90.0}
 BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
     "an unknown preset": ({"presets": {"smoke": {}}, "preset": "smok"}, ["preset", "'smoke'"]),
     "an unknown key": ({"seedz": [1]}, ["benchmark.seedz", "'seeds'"]),
@@ -483,6 +482,26 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["iecl.beta", "-1"],
     ),
     "an unknown evaluation": ({"evaluation": {"knn": {"kk": [1]}}}, ["evaluation.knn.kk"]),
+    "published figures that are a text": (
+        {"published": ["abc"]},
+        ["published.0: 'abc'", "block of keys"],
+    ),
+    "a published figure without a value": (
+        {"published": [{**PUBLISHED, "value": None}]},
+        ["published.0.value: None", "a number"],
+    ),
+    "a published figure that is a text": (
+        {"published": [PUBLISHED, {**PUBLISHED, "value": "abc"}]},
+        ["published.1.value: 'abc'", "a number"],
+    ),
+    "a misspelt key of a published figure": (
+        {"published": [{**PUBLISHED, "mesure": "knn_acc1"}]},
+        ["published.0.mesure", "'measure'"],
+    ),
+    "a published figure of no measure": (
+        {"published": [{**PUBLISHED, "measure": None}]},
+        ["published.0", "measure"],
+    ),
     "an arm that is compared with itself": (
         {"arms": {"a": {"method": "simclr", "against": "a"}}},
         ["arms.a.against", "itself"],
@@ -804,6 +823,15 @@ def test_finetuning_trains_the_backbone_on_few_labels(images: Path, tmp_path: Pa
 
 
 # --- the cost
+
+
+def test_published_figures_of_no_arm_are_said(images: Path, tmp_path: Path, capsys):
+    """~arms.NAME leaves an arm out, so that they are not refused."""
+    published = [{**PUBLISHED, "arm": arm} for arm in ("simclr", "iecl_simclrr")]
+    published.append({**PUBLISHED, "arm": "other", "data": "elsewhere"})
+    check(read_benchmark(grid(images, published=published, dir=str(tmp_path))))
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("published: unknown arm 'iecl_simclrr': did you mean 'iecl_simclr'?")
 
 
 def test_null_undoes_what_the_preset_says(images: Path):
