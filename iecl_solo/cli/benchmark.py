@@ -20,7 +20,8 @@ from iecl_solo import checks
 from iecl_solo.cli import hydra_app
 from iecl_solo.errors import IECLError, last_line, unknown_name
 from iecl_solo.evaluate.corruptions import CORRUPTIONS
-from iecl_solo.evaluate.protocol import EvaluationConfig
+from iecl_solo.evaluate.label_free import BETTER
+from iecl_solo.evaluate.protocol import MEASURES, EvaluationConfig
 from iecl_solo.evaluate.run import check_evaluation
 from iecl_solo.experiments.cell import find_cell, recover, run_cell
 from iecl_solo.experiments.grid import (
@@ -43,24 +44,103 @@ from iecl_solo.report.tables import NAMES, plus_minus, title
 from iecl_solo.solo.config import parse_block, plain
 from iecl_solo.solo.host import find_host
 from iecl_solo.solo.settings import require, settle_labels
+from iecl_solo.train.callbacks.entropy_monitor import MONITORED
 from iecl_solo.train.callbacks.terminal import tell
 from iecl_solo.train.complete import complete
 from iecl_solo.train.processes import launched
 
+#: What has a measure of ``evaluation.measures`` on.
+_ADDED = {name: f"{name} in evaluation.measures" for name in MEASURES}
+#: What each kind measures whatever it is asked.
+_MEASURED = {
+    "training": (
+        *("knn_acc1", "knn_acc5", "knn_k", "online_acc1", "query_entropy"),
+        *("peak_memory_bytes", "trained_parameters"),
+    ),
+    "cost": (
+        *("time_ratio", "time_ratio_low", "time_ratio_high", "memory_ratio", "flops_ratio"),
+        *("parameters_ratio", "peak_tensor_bytes", "flops"),
+    ),
+    "throughput": (
+        *("images_per_second", "ratio_to_host", "startup_seconds", "resident_bytes"),
+        *("training_images_per_second", "training_ratio_to_host"),
+    ),
+}
+#: How the measures begin that other data sets have too.
+_OF_OTHERS = ("knn_", "linear_", "finetune_", "recall_", "same_object_")
 
-def _check_measure(measure: str, evaluation: EvaluationConfig) -> None:
-    name, _, data = measure.partition("/")
-    shares = [f"finetune_{100 * share:g}_acc1" for share in evaluation.finetune.fractions]
-    recalls = [f"{of}recall_at_{k}" for of in ("", "same_object_") for k in evaluation.retrieval.k]
-    known = [*NAMES, *shares, *(recalls if "retrieval" in evaluation.measures else ())]
-    if name not in known:
-        raise IECLError(f"measures: {unknown_name('measure', name, known)}")
+
+def _sources(
+    kind: str, evaluation: EvaluationConfig, unlabelled: bool, monitored: bool
+) -> list[tuple[Sequence[str], bool, str]]:
+    """All measures by what measures them: their names, whether it is on, and what has it on."""
+    training, asked = kind == "training", evaluation.measures
+    ks, shares = evaluation.retrieval.k, evaluation.finetune.fractions
+    found = "retrieval" in asked
+    return [
+        (_MEASURED["cost"], kind == "cost", "kind: cost"),
+        (_MEASURED["throughput"], kind == "throughput", "kind: throughput"),
+        (_MEASURED["training"], training, "kind: training"),
+        (("parameters", "seconds_per_step"), kind != "throughput", "kind: training, or cost,"),
+        (MONITORED, training and monitored, "monitor.every_n_epochs above 0"),
+        (list(BETTER), training and ("label_free" in asked or unlabelled), _ADDED["label_free"]),
+        (["dense_miou"], training and "dense_miou" in asked, _ADDED["dense_miou"]),
+        (
+            ("linear_acc1", "linear_acc5", "linear_lr"),
+            training and evaluation.linear.max_epochs > 0,
+            "evaluation.linear.max_epochs above 0",
+        ),
+        ([f"finetune_{100 * share:g}_acc1" for share in shares], training, "kind: training"),
+        (
+            [name for name in NAMES if name.startswith("finetune_")],
+            False,
+            "evaluation.finetune.fractions",
+        ),
+        ([f"recall_at_{k}" for k in ks], training and found, _ADDED["retrieval"]),
+        (
+            [f"same_object_recall_at_{k}" for k in ks],
+            training and found and evaluation.retrieval.pattern is not None,
+            f"{_ADDED['retrieval']} with evaluation.retrieval.pattern",
+        ),
+    ]
+
+
+def _check_measures(
+    benchmark: BenchmarkConfig,
+    evaluation: EvaluationConfig,
+    unlabelled: bool = True,
+    monitored: bool = True,
+) -> None:
+    """Refuse a measure that nothing measures, before all is trained for it.
+
+    Args:
+        benchmark: of it ``kind`` and ``measures`` count.
+        evaluation: what is measured of each run.
+        unlabelled: whether there are runs without labels.
+        monitored: whether there are runs whose monitor is on. Where it is off its measures are
+            left out of the tables, but for the first one, which the answer is about.
+    """
     others = list(evaluation.datasets)
+    corrupted = []
     if "corruptions" in evaluation.measures:
         applied = evaluation.corruptions.corruptions or CORRUPTIONS
-        others += ["corrupted", *(f"corrupted: {corruption}" for corruption in applied)]
-    if data and data not in others:
-        raise IECLError(f"measures: {measure}: {unknown_name('data set', data, others)}")
+        corrupted = ["corrupted", *(f"corrupted: {corruption}" for corruption in applied)]
+    for place, measure in enumerate(benchmark.measures):
+        name, _, data = measure.partition("/")
+        on = monitored or place > 0
+        sources = _sources(benchmark.kind, evaluation, unlabelled, on)
+        known = [measured for names, there, _ in sources if there for measured in names]
+        if name not in known:
+            by = [what for names, _, what in sources if name in names]
+            if by:
+                raise IECLError(f"measures: {measure} is not measured here; {by[0]} measures it")
+            raise IECLError(f"measures: {unknown_name('measure', name, known)}")
+        if data and data not in (*others, *corrupted):
+            error = unknown_name("data set", data, [*others, *corrupted])
+            raise IECLError(f"measures: {measure}: {error}")
+        of_others = ("knn_acc1", "linear_acc1") if data in corrupted else _OF_OTHERS
+        if data and not name.startswith(of_others):
+            raise IECLError(f"measures: {measure}: it is not measured on other data")
 
 
 def _tell_unknown_arms(benchmark: BenchmarkConfig) -> None:
@@ -76,13 +156,13 @@ def check(benchmark: BenchmarkConfig) -> None:
     """Refuse in one line what would make every cell of an arm fail, before any is run."""
     evaluation: EvaluationConfig = parse_block("evaluation", EvaluationConfig, benchmark.evaluation)
     _tell_unknown_arms(benchmark)
-    for measure in benchmark.measures:
-        _check_measure(measure, evaluation)
+    _check_measures(benchmark, evaluation)
     write_data(benchmark)
     check_evaluation(evaluation)
     host = find_host()
     seen = set()
     grid = cells(benchmark)
+    unlabelled = monitored = False
     taken = {cell.source: cell.arm for cell in grid if cell.source is not None}
     for cell in grid:
         key = (cell.arm, cell.data, repr(cell.axes))
@@ -95,8 +175,11 @@ def check(benchmark: BenchmarkConfig) -> None:
             cfg = complete(cfg, host)
             if cell.id in taken and OmegaConf.select(cfg, "iecl.placement") in (None, "none"):
                 raise IECLError(f"arms.{taken[cell.id]}.saib_from: arm {cell.arm} trains no SAIB")
+            unlabelled = unlabelled or bool(cfg.data.no_labels)
+            monitored = monitored or cfg.monitor.every_n_epochs > 0
             if (threads := cfg.get("threads")) is not None:
                 checks.whole("threads", threads, 1)
+    _check_measures(benchmark, evaluation, unlabelled, monitored)
 
 
 def take_gpu(number: int) -> None:

@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from support import HOST
 from support_report import make_store
 
-from iecl_solo.cli.benchmark import check, show, take_gpu
+from iecl_solo.cli.benchmark import _check_measures, check, show, take_gpu
 from iecl_solo.cli.main import main
 from iecl_solo.errors import IECLError
 from iecl_solo.evaluate.protocol import EvaluationConfig
@@ -401,6 +401,7 @@ def test_packaged_benchmarks_compose(name: str, preset: str):
     written = plain(OmegaConf.load(CONFIGS / f"{name}.yaml"))
     benchmark = read_benchmark({**written, "preset": preset})
     assert benchmark.question.endswith("?")
+    _check_measures(benchmark, _protocol(benchmark.evaluation), unlabelled=False)
     for key in (*benchmark.arms, *benchmark.data):  # so that ~arms.KEY can be typed
         assert re.fullmatch(r"\w+", key), key
     grid_cells = cells(benchmark)
@@ -460,6 +461,35 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a measure of no data set": ({"measures": ["knn_acc1/stl"]}, ["measures", "stl"]),
     "one round": ({"rounds": 1}, ["rounds", "1", "from 2 up"]),
     "no threads": ({"threads": -1}, ["threads", "-1", "from 1 up"]),
+    "a measure of the dense task": (
+        {"measures": ["dense_miou"]},
+        ["measures: dense_miou", "dense_miou in evaluation.measures"],
+    ),
+    "a measure without labels": (
+        {"measures": ["knn_acc1", "rankme"]},
+        ["measures: rankme", "label_free in evaluation.measures"],
+    ),
+    "a measure of objects": (
+        {
+            "measures": ["same_object_recall_at_1"],
+            "evaluation": {"measures": ["retrieval"]},
+        },
+        ["measures: same_object_recall_at_1", "evaluation.retrieval.pattern"],
+    ),
+    "a measure of no probe": (
+        {"measures": ["linear_acc1"], "evaluation": {"linear": {"max_epochs": 0}}},
+        ["measures: linear_acc1", "evaluation.linear.max_epochs above 0"],
+    ),
+    "a measure of no fine-tuning": (
+        {"measures": ["finetune_10_acc1"]},
+        ["measures: finetune_10_acc1", "evaluation.finetune.fractions"],
+    ),
+    "a measure of cost": ({"measures": ["time_ratio"]}, ["measures: time_ratio", "kind: cost"]),
+    "a measure of training": (
+        {"measures": ["knn_acc1"], "kind": "cost"},
+        ["measures: knn_acc1", "kind: training"],
+    ),
+    "a measure of a curve": ({"measures": ["val_acc1"]}, ["unknown measure 'val_acc1'"]),
     "an unknown objective": (
         {"arms": {"a": {"method": "simclr", "objectives": ["iecll"]}}},
         ["objectives", "'iecll'", "'iecl'"],
@@ -832,6 +862,27 @@ def test_published_figures_of_no_arm_are_said(images: Path, tmp_path: Path, caps
     check(read_benchmark(grid(images, published=published, dir=str(tmp_path))))
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("published: unknown arm 'iecl_simclrr': did you mean 'iecl_simclr'?")
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_the_answer_is_about_what_is_monitored(every: int, images: Path, tmp_path: Path):
+    given = grid(images, measures=["effective_rank", "knn_acc1"], dir=str(tmp_path))
+    given["settings"]["monitor"]["every_n_epochs"] = every
+    if every:
+        check(read_benchmark(given))
+        return
+    with pytest.raises(IECLError, match="effective_rank is not measured here; monitor"):
+        check(read_benchmark(given))
+    check(read_benchmark(given | {"measures": ["knn_acc1", "effective_rank"]}))  # left out
+
+
+@pytest.mark.parametrize("measure", ["rank/other", "effective_rank/other", "knn_acc5/corrupted"])
+def test_measures_on_other_data_are_those_of_any_data(measure: str, images: Path, tmp_path: Path):
+    other = {"dataset": "custom", "train_path": str(images), "val_path": str(images)}
+    evaluation = {"datasets": {"other": other}, "measures": ["corruptions"]}
+    given = grid(images, evaluation=evaluation, dir=str(tmp_path), measures=[measure])
+    with pytest.raises(IECLError, match="measures: "):
+        check(read_benchmark(given))
 
 
 def test_null_undoes_what_the_preset_says(images: Path):

@@ -37,6 +37,13 @@ _OF_EMBEDDINGS = (
     "kl",
     "effective_rank",
 )
+#: All that ``measure`` can say of a run, of single layers aside.
+MONITORED = (
+    *_OF_EMBEDDINGS,
+    *("sigma_max", "sigma_min", "log_volume", "delta_h", "delta_h_stderr", "delta_h_isotropic"),
+    *("delta_h_anisotropic", "delta_h_contrast", "delta_h_beyond_contrast", "patch_kl"),
+    *("conditional_entropy", "conditional_entropy_bound", "budget"),
+)
 #: What Delta H was measured with, columns of the CSV.
 _OF_DELTA_H = ("delta_h_images", "probes")
 # Dimensions of the noise of an image up to which its Jacobian is formed: 64x64 pixels at p = 4.
