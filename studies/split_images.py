@@ -16,8 +16,13 @@ def split(images: Path, to: Path, train: int, held_out: int) -> None:
     """Copy each class's first ``train`` images to ``to/train``, its last ones to ``to/held_out``.
 
     Raises:
-        SystemExit: one line, when a class has too few.
+        SystemExit: one line, when a class has too few, or there are images already: those of
+            another split could be on both sides.
     """
+    if train < 1 or held_out < 1:
+        raise SystemExit(f"{train} and {held_out} images a class: at least 1 of each is needed")
+    if to.exists() and any(to.iterdir()):
+        raise SystemExit(f"{to}: it is not empty, give another folder")
     for folder in sorted(p for p in images.iterdir() if p.is_dir()):
         files = sorted(p for p in folder.iterdir() if p.is_file())
         if len(files) < train + held_out:

@@ -289,10 +289,14 @@ def _show_measures(results: Results) -> None:
     table = overview_table(results, results.measures)
     shown = slice(1 + len(results.arms))
     lines = [table.head[shown], *([cell.text for cell in row[shown]] for row in table.rows)]
+    console = _console()
     down = len(results.arms) > max(4, len(results.measures))
+    # beside each other as they are, or the names of the measures would be what gives way
+    widths = [max(map(len, column)) + 3 for column in zip(*lines, strict=True)]
+    down = down or sum(widths[1:]) + 24 > console.width
     (first, *others), *rows = zip(*lines, strict=True) if down else lines
     view = Table(title="mean [95 % interval]", title_justify="left")
-    view.add_column("" if down else first)
+    view.add_column("" if down else first, no_wrap=down)
     for name in others:
         view.add_column(name, justify="right", no_wrap=not down)
     for row in rows:
@@ -300,8 +304,12 @@ def _show_measures(results: Results) -> None:
     _print(view)
 
 
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 100)
+
+
 def _print(view: Table) -> None:
-    Console(width=None if sys.stdout.isatty() else 100).print(view)
+    _console().print(view)
 
 
 def show(results: Results) -> None:
@@ -324,8 +332,10 @@ def show(results: Results) -> None:
 
     def table(heading: str, labels: Sequence[str], columns: Sequence[str]) -> Table:
         view = Table(title=heading, title_justify="left")
-        for head in (*results.setting_head, *labels):
+        for head in results.setting_head:
             view.add_column(head)
+        for head in labels:
+            view.add_column(head, no_wrap=True)
         for column in columns:
             view.add_column(column, justify="right")
         return view

@@ -36,11 +36,12 @@ def run(args: argparse.Namespace) -> int:
             option = name.replace("_", "-")
             raise IECLError(f"--{option} {value}: a whole number from {least} up is allowed")
     to = Path(args.to)
-    check_file(to)
     device = find_device(args.device)
     with quiet():
+        pretrained = read_pretrained(args.run)
+        check_file(to)
         count, size = embed_images(
-            read_pretrained(args.run),
+            pretrained,
             find_host(),
             Path(args.images).expanduser(),
             to,

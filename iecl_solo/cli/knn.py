@@ -69,5 +69,6 @@ def main(cfg: DictConfig, given: Invocation) -> None:
             f"top-5 {row['acc5']:.2f} %"
         )
     result = pretrained.path.parent / "knn.json"
-    write_json(result, {"rows": rows, "versions": versions(host)})
+    shown = {key: data.get(key) for key in ("dataset", "train_path", "val_path", "format")}
+    write_json(result, {"rows": rows, "data": shown, "versions": versions(host)})
     print(f"saved: {result}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from typing import Any
 
@@ -110,6 +111,9 @@ def main(cfg: DictConfig, given: Invocation) -> None:
     }
     callbacks: list[Callback] = [] if bar else [Terminal(cfg.name, [], labelled=True)]
     top1, top5 = linear_accuracy(cfg, backbone, host, train, test, arguments, callbacks=callbacks)
+    if math.isnan(top1):
+        rate = cfg.optimizer.lr
+        raise IECLError(f"optimizer.lr: the linear layer diverged at {rate:g}; give a smaller one")
     result = folder / f"{cfg.name}.json"
     settings = plain(cfg)
     write_json(

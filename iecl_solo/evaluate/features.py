@@ -72,8 +72,10 @@ def check_file(to: Path) -> None:
     """Refuse a file that could not be written, before the work.
 
     Raises:
-        IECLError: one line: its format is unknown, or parquet's library is missing.
+        IECLError: one line: it is a folder, its format is unknown, or parquet's library is missing.
     """
+    if to.is_dir():
+        raise IECLError(f"--to {to}: it is a folder, a file is needed")
     if to.suffix not in FORMATS:
         raise IECLError(f"--to {to}: {unknown_name('format', to.suffix, FORMATS)}")
     if to.suffix == ".parquet" and not installed("pyarrow"):
@@ -96,14 +98,15 @@ def write_features(to: Path, paths: list[str], features: np.ndarray) -> None:
         if to.suffix == ".npy":
             with part.open("wb") as file:
                 np.save(file, features)
-            with replacing(to.with_name(f"{to.name}.paths.txt")) as names:
-                names.write_text("".join(f"{path}\n" for path in paths))
         elif to.suffix == ".parquet":
             pd.DataFrame({"path": paths, "features": list(features)}).to_parquet(part)
         else:
             frame = pd.DataFrame(features, columns=[f"f{i}" for i in range(features.shape[1])])
             frame.insert(0, "path", paths)
             frame.to_csv(part, index=False)
+    if to.suffix == ".npy":  # what the features are of, once they are there
+        with replacing(to.with_name(f"{to.name}.paths.txt")) as names:
+            names.write_text("".join(f"{path}\n" for path in paths))
 
 
 class _Parts:

@@ -116,7 +116,8 @@ def knn_accuracies(
     for features, labels in zip(test[0].split(rows), test[1].split(rows), strict=True):
         weights, found = nearest(features.to(device), bank, max(k), distance=distance, block=block)
         if distance == "cosine":
-            weights = (weights / temperature).exp()
+            # of the nearest, so that no weight overflows at a small temperature
+            weights = ((weights - weights[:, :1]) / temperature).exp()
         voted, truth = votes[found], labels.to(device)[:, None]
         for n in k:
             scores = torch.zeros(len(features), classes, device=device, dtype=weights.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lightning.pytorch import Callback, seed_everything
@@ -26,6 +27,8 @@ def linear_accuracy(
     callbacks: list[Callback] | None = None,
 ) -> tuple[float, float]:
     """Top-1 and top-5 test accuracy in per cent after the last epoch (not after the best one).
+
+    NaN for a layer that diverged: its argmax is the first class, whatever the image.
 
     Args:
         cfg: completed by ``prepare_linear``.
@@ -54,5 +57,7 @@ def linear_accuracy(
         evaluation_loader(train, batch, workers, shuffle=True, persistent_workers=True),
         evaluation_loader(test, batch, workers, persistent_workers=True),
     )
+    if not all(weight.isfinite().all() for weight in model.parameters()):
+        return math.nan, math.nan
     logged = trainer.callback_metrics
     return float(logged["val_acc1"]), float(logged["val_acc5"])

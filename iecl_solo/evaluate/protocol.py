@@ -9,10 +9,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from iecl_solo import checks
-from iecl_solo.errors import IECLError
+from iecl_solo.errors import IECLError, unknown_key
 from iecl_solo.evaluate.corruptions import CORRUPTIONS, SEVERITIES
 from iecl_solo.evaluate.knn import DISTANCES
 from iecl_solo.evaluate.transfer import names
+from iecl_solo.solo.settings import DATASETS
 
 
 def _check_positive(key: str, values: list[int] | list[float]) -> None:
@@ -121,12 +122,17 @@ class RetrievalProtocol:
 
     def __post_init__(self) -> None:
         _check_positive("retrieval.k", self.k)
+        if self.pattern is None:
+            return
         try:
-            re.compile(self.pattern or "")
+            expression = re.compile(self.pattern)
         except re.error as error:
             raise IECLError(
                 f"evaluation.retrieval.pattern: no regular expression: {error}"
             ) from None
+        if "object" not in expression.groupindex:
+            given = self.pattern
+            raise IECLError(f"evaluation.retrieval.pattern: {given}: no group (?P<object>...)")
 
 
 @dataclass
@@ -223,13 +229,18 @@ class EvaluationConfig:
         for name, data in self.datasets.items():
             if not isinstance(data, dict):
                 raise checks.refusal(f"evaluation.datasets.{name}", data, "a block of keys")
+            own = f"evaluation.datasets.{name}"
             known = "torchvision" in data
-            wanted = {"torchvision", "root"} if known else {"dataset", "train_path", "val_path"}
-            if missing := wanted - set(data):
-                raise IECLError(f"evaluation.datasets.{name}: {sorted(missing)} missing")
+            wanted = ("torchvision", "root") if known else ("dataset", "train_path", "val_path")
+            allowed = wanted if known else (*wanted, "format")
+            if unknown := [key for key in data if key not in allowed]:
+                raise unknown_key(f"{own}.", unknown[0], allowed)
+            if missing := [key for key in wanted if data.get(key) is None]:
+                raise IECLError(f"{own}: {missing} missing")
             if known:
-                own = f"evaluation.datasets.{name}.torchvision"
-                checks.one_of(own, data["torchvision"], names())
+                checks.one_of(f"{own}.torchvision", data["torchvision"], names())
+            else:
+                checks.one_of(f"{own}.dataset", data["dataset"], DATASETS)
 
 
 def decay_epochs(max_epochs: int) -> list[int]:

@@ -82,15 +82,21 @@ def check_evaluation(protocol: EvaluationConfig) -> None:
     """Refuse an evaluation that would fail after the training, before it.
 
     Raises:
-        IECLError: one line, for folders or masks that are not there, or a package that is missing.
+        IECLError: one line, for folders, masks or classes that are not there, a package that is
+            missing, or what the host cannot do.
     """
+    host = find_host()
+    if protocol.finetune.fractions and not host.finetunes:
+        raise IECLError(f"evaluation.finetune: {host.describe()} only trains the last layer")
     for name, data in protocol.datasets.items():
         where = f"evaluation.datasets.{name}"
         if data.get("dataset") in FOLDER_DATASETS:
             for key in ("train_path", "val_path"):
                 check_images(f"{where}.{key}", data.get("format", "image_folder"), data[key])
-        elif "root" in data and not Path(data["root"]).expanduser().is_dir():
-            raise IECLError(f"{where}.root: {data['root']}: no such folder")
+            evaluation_datasets(host, data, image_size=32)  # which compares their classes
+        elif "torchvision" in data:
+            shown = evaluation_transform(host, "custom", 32)
+            torchvision_sets(data["torchvision"], data["root"], shown, shown)
     if "corruptions" in protocol.measures:
         find_library()
     if "dense_miou" in protocol.measures:

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from iecl_solo.devices import cuda_or_cpu
-from iecl_solo.errors import IECLError, unknown_name
+from iecl_solo.errors import IECLError, last_line, unknown_name
 from iecl_solo.evaluate.load import load_method, read_pretrained
 from iecl_solo.evaluate.protocol import EvaluationConfig
 from iecl_solo.evaluate.run import EVALUATION, evaluate
@@ -187,10 +187,10 @@ def run_cell(benchmark: BenchmarkConfig, cell: Cell) -> bool:
         except KeyboardInterrupt:  # the run is saved; whoever is next goes on with it
             store.release(cell.id)
             raise
-        except IECLError as error:
-            store.fail(cell.id, str(error))
-        except Exception:  # the other cells go on
-            store.fail(cell.id, traceback.format_exc())
+        except Exception as error:  # the other cells go on
+            why = str(error) if isinstance(error, IECLError) else traceback.format_exc()
+            store.fail(cell.id, why)
+            print(f"failed: {cell.id}: {last_line(error)}", flush=True)
         else:
             store.export()
             return True

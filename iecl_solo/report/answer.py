@@ -16,6 +16,7 @@ from iecl_solo.report.results import (
     count,
     groups,
     listed,
+    records,
     slopes,
 )
 from iecl_solo.report.statistics import (
@@ -23,8 +24,9 @@ from iecl_solo.report.statistics import (
     Difference,
     amount,
     caution,
+    corrected,
     detectable_difference,
-    holm,
+    difference_of,
     paired_difference,
     pairs,
     sign,
@@ -82,9 +84,13 @@ def overall(results: Results, measure: str) -> list[Compared]:
         per_seed = wide.mean(axis=1).to_numpy()
         difference = paired_difference(per_seed, np.zeros(len(per_seed)))
         found.append((str(arm), str(other), wide.shape[1], difference))
+    if found:  # an arm that has no pair yet is named beside those that have
+        without = [arm for arm in results.arms if arm not in {row[0] for row in found}]
+        none = paired_difference([], [])
+        found += [(a, str(b), 0, none) for a in without if (b := results.against.get(a))]
     found.sort(key=lambda row: results.arms.index(row[0]))
-    corrected = holm([difference.p for *_, difference in found])
-    return [Compared(*row, float(p)) for row, p in zip(found, corrected, strict=True)]
+    p_values = corrected([difference for *_, difference in found])
+    return [Compared(*row, p) for row, p in zip(found, p_values, strict=True)]
 
 
 def _amount(measure: str, difference: Difference) -> str:
@@ -198,6 +204,24 @@ def _answer_of_many(measure: str, rows: Sequence[Compared]) -> str:
     return f"In {name(measure)}, {', '.join(parts)}; {far} ({how})."
 
 
+def _by_setting(results: Results, measure: str, rows: Sequence[Compared]) -> str:
+    """What is significant in a setting, of arms whose mean over all of them hides it."""
+    hidden = [row.arm for row in rows if caution(row.difference, row.p)]
+    if len(results.settings) < 2 or not hidden:
+        return ""
+    frame = results.differences[measure]
+    found = [row for row in records(frame) if not row["caution"] and row["arm"] in hidden]
+    if not found:
+        return ""
+    words = [
+        f"{_called(row['arm'])} {_standing(measure, row['mean'])} {_called(row['against'])} by "
+        f"{_amount(measure, difference_of(row))} ({results.setting_text(row['setting'])})"
+        for row in sorted(found, key=lambda row: -abs(row["mean"]))
+    ]
+    tests = count(int(frame["p_holm"].notna().sum()), "comparison")
+    return f" Setting by setting, Holm-corrected over {tests}: {listed(words, most=4)}."
+
+
 def _trend(results: Results, measure: str, row: Compared) -> str:
     """What the batch size does to the only difference, where it is an axis."""
     if BATCH_SIZE not in results.axes:
@@ -205,7 +229,10 @@ def _trend(results: Results, measure: str, row: Compared) -> str:
     slope = slopes(results, measure, groups(results, BATCH_SIZE)).get((row.arm, row.against))
     if slope is None:
         return ""
-    if caution(slope, slope.p):
+    why = caution(slope, slope.p)
+    if sign(why) == "†":
+        words = "whether that changes with the batch size is not tested"
+    elif why:
         words = "it does not change significantly with the batch size"
     else:
         words = f"it {'rises' if slope.mean > 0 else 'falls'} with the batch size"
@@ -265,6 +292,22 @@ def collapses(results: Results) -> list[str]:
     return found
 
 
+def mixed(results: Results) -> list[str]:
+    """A sentence where the finished runs are not of one solo-learn, or of one kind of device."""
+    done = results.cells[results.cells["status"] == "done"]
+    hosts = {
+        str(v["solo-learn"]) for v in done["versions"] if isinstance(v, dict) and "solo-learn" in v
+    }
+    devices = {device for device in done["device"] if isinstance(device, str)}
+    kinds = (("solo-learn", sorted(hosts)), ("devices", sorted(devices)))
+    return [
+        f"Runs of {len(them)} {'versions of ' * (what == 'solo-learn')}{what} are compared here "
+        f"({', '.join(them)}): a difference between such runs need not be the arms'."
+        for what, them in kinds
+        if len(them) > 1 and not is_cost(results.primary or "")
+    ]
+
+
 def answer(results: Results) -> str:
     """One sentence, with its interval, that claims no more than the seeds show."""
     progress = state(results)
@@ -281,8 +324,10 @@ def answer(results: Results) -> str:
     if rows := overall(results, measure):
         if len(rows) == 1:
             sentence = _answer_of_one(measure, rows[0]).removesuffix(".")
-            return so_far + sentence + _trend(results, measure, rows[0]) + "."
-        return so_far + _answer_of_many(measure, rows)
+            sentence += _trend(results, measure, rows[0]) + "."
+        else:
+            sentence = _answer_of_many(measure, rows)
+        return so_far + sentence + _by_setting(results, measure, rows)
     table = summary_table(results.of(measure), ["setting"])
     table = table.dropna(subset=["mean"]).sort_values("mean")
     if table.empty:

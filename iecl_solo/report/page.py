@@ -9,7 +9,7 @@ import jinja2
 
 from iecl_solo.experiments.store import Store
 from iecl_solo.files import replacing
-from iecl_solo.report.answer import answer, collapses, state
+from iecl_solo.report.answer import answer, collapses, mixed, state
 from iecl_solo.report.results import count, read, text
 from iecl_solo.report.runs import configuration_table, run_notes, shared
 from iecl_solo.report.section import expand
@@ -80,7 +80,7 @@ def write_report(store: Store, to: Path) -> Path:
         "question": results.meta.get("question"),
         "answer": answer(results),
         "state": state(results),
-        "collapses": collapses(results),
+        "notices": [*collapses(results), *mixed(results)],
         "kind": "Benchmark" if "kind" in results.meta or preset else "Comparison",
         "total": len(results.cells) + len(results.missing),
         "facts": {

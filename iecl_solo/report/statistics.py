@@ -140,6 +140,17 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     return p
 
 
+def corrected(differences: Sequence[Difference]) -> list[float]:
+    """Holm's p of each, over those of them that have seeds enough to be tested; NaN of the others.
+
+    Example:
+        >>> two, three = paired_difference([2, 3], [1, 1]), paired_difference([2, 3, 5], [1, 1, 1])
+        >>> corrected([two, three]) == [math.nan, three.p], round(corrected([two, three])[1], 3)
+        (False, 0.074)
+    """
+    return [float(p) for p in holm([d.p if d.n >= MIN_SEEDS else math.nan for d in differences])]
+
+
 def detectable_difference(n: int, sd: float) -> float:
     """The minimum detectable difference of ``n`` pairs at 80 % power.
 
@@ -286,7 +297,7 @@ def difference_table(runs: pd.DataFrame, by: Sequence[str], unit: str = "") -> p
         assert isinstance(key, tuple)
         difference = paired_difference(group["value"], group["baseline"])
         found.append((dict(zip(keys, key, strict=True)), difference))
-    corrected = holm([difference.p for _, difference in found])
+    p_values = corrected([difference for _, difference in found])
     rows = [
         key
         | asdict(difference)
@@ -295,7 +306,7 @@ def difference_table(runs: pd.DataFrame, by: Sequence[str], unit: str = "") -> p
             "detectable": detectable_difference(difference.n, difference.sd),
             "caution": caution(difference, p, unit),
         }
-        for (key, difference), p in zip(found, corrected, strict=True)
+        for (key, difference), p in zip(found, p_values, strict=True)
     ]
     columns = ["n", "mean", "sd", "low", "high", "p", "p_holm", "detectable", "caution"]
     return pd.DataFrame(rows, columns=[*keys, *columns])

@@ -62,12 +62,14 @@ class Host(ABC):
         online: attribute of a method that holds its online network.
         momentum: attribute that holds its moving average.
         loaders: package of the host that has its data loaders.
+        finetunes: whether its linear evaluation can train the whole network.
     """
 
     name: ClassVar[str]
     loaders: ClassVar[str]
     online: ClassVar[str]
     momentum: ClassVar[str]
+    finetunes: ClassVar[bool] = True
 
     def __init__(
         self, version: str, path: Path, methods: dict[str, type], base_method: type

@@ -53,6 +53,7 @@ class Index(Host):
     loaders = "utils"
     online = "encoder"
     momentum = "momentum_encoder"
+    finetunes = False
 
     @classmethod
     def recognises(cls, base_method: type) -> bool:
@@ -192,7 +193,7 @@ class Index(Host):
         return method(**self.arguments(cfg, method))
 
     def build_linear(self, cfg: DictConfig, backbone: nn.Module) -> LightningModule:
-        if cfg.get("finetune"):
+        if cfg.get("finetune") and not self.finetunes:
             raise IECLError(f"finetune: {self.describe()} only trains the last layer")
         linear: Any = self.methods["linear"]
         return linear(

@@ -236,6 +236,29 @@ CASES: list[tuple[list[str], list[str]]] = [
         [*COMPARE, "evaluation.datasets.a={dataset: custom, train_path: gone, val_path: good}"],
         ["evaluation.datasets.a.train_path: gone: no such folder"],
     ),
+    (
+        [*COMPARE, "evaluation.datasets.a={dataset: custm, train_path: good, val_path: good}"],
+        ["evaluation.datasets.a.dataset", "did you mean 'custom'"],
+    ),
+    (
+        [*COMPARE, "evaluation.datasets.a={dataset: custom, train_path: good, val_path: null}"],
+        ["evaluation.datasets.a: ['val_path'] missing"],
+    ),
+    (
+        [
+            *COMPARE,
+            "evaluation.datasets.a={dataset: custom, train_path: good, val_path: good, formt: h5}",
+        ],
+        ["unknown key evaluation.datasets.a.formt", "did you mean 'format'"],
+    ),
+    (
+        [*COMPARE, "evaluation.datasets.a={torchvision: Flowers102, root: good}"],
+        ["Flowers102"],
+    ),
+    (
+        [*COMPARE, "evaluation.retrieval.pattern='(?P<obj>x)'"],
+        ["evaluation.retrieval.pattern", "no group (?P<object>...)"],
+    ),
     ([*TRAIN, "evaluation.knn.distence=cosine"], ["evaluation.knn.distence", "'distance'"]),
     # benchmarks
     ([*BENCH[:-1], "dir=good/class0/0.png/out"], ["0.png", "ot a directory"]),

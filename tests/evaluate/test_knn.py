@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from support import HOST
 
 from iecl_solo.errors import IECLError
-from iecl_solo.evaluate.knn import knn_accuracies, nearest
+from iecl_solo.evaluate.knn import knn_accuracies, knn_accuracy, nearest
 
 
 def _data(rows: int, classes: int = 12, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,6 +40,17 @@ def test_equal_to_the_hosts_classifier(distance: str, temperature: float):
     assert len({top1 for top1, _ in found.values()}) > 2
     blocked = knn_accuracies(train, test, k=ks, block=700, **options)
     assert all(blocked[k] == pytest.approx(found[k]) for k in ks)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.001])
+def test_no_weight_overflows_at_a_small_temperature(temperature: float):
+    """float32's exp does beyond 88, as the host's own does; in float64 there is a reference."""
+    train, test = _data(300), _data(101, seed=1)
+    wide = ((train[0].double(), train[1]), (test[0].double(), test[1]))
+    top1, _ = knn_accuracy(train, test, k=20, temperature=temperature)
+    assert top1 == pytest.approx(knn_accuracy(*wide, k=20, temperature=temperature)[0])
+    if temperature == 0.01:  # exp(100) is a number there
+        assert top1 == pytest.approx(_hosts(*wide, 20, temperature, "cosine")[0])
 
 
 def test_neighbours_are_those_of_the_whole_matrix():

@@ -23,7 +23,7 @@ from iecl_solo.cli.main import main
 from iecl_solo.errors import IECLError
 from iecl_solo.evaluate import pictures
 from iecl_solo.experiments.store import STORE, Store, read_rows
-from iecl_solo.report.answer import answer, collapses
+from iecl_solo.report.answer import answer, collapses, mixed
 from iecl_solo.report.figures import COLOURS, looks
 from iecl_solo.report.page import write_report
 from iecl_solo.report.results import read, slug
@@ -347,10 +347,47 @@ def test_missing_runs_make_no_trend(tmp_path: Path):
             store.fail(cell["id"], "CUDA out of memory")
     words = answer(read(store))
     assert "; it does not change significantly with the batch size: " in words
+    for cell in store.cells().to_dict("records"):  # of two seeds there is no test
+        if cell["seed"] == 2:
+            store.fail(cell["id"], "killed")
+    assert "; whether that changes with the batch size is not tested: " in answer(read(store))
     # where no data set has every size there is nothing to say
     for seed in range(3):
         store.fail(f"a-iecl_simclr-(64,)-{seed}", "killed")
     assert "batch size" not in answer(read(store))
+
+
+def test_a_gain_in_one_setting_is_not_hidden_by_the_mean(tmp_path: Path):
+    store = make_store(tmp_path, arms=TWO, data=("photos", "drawings"))
+    gains = {"photos": (5.0, 5.1, 5.2), "drawings": (-9.0, -5.0, -1.0)}
+    for cell in store.cells().to_dict("records"):
+        gain = gains[cell["data"]][cell["seed"]] * (cell["arm"] == "iecl_simclr")
+        store.finish(cell["id"], {"knn_acc1": 80.0 + gain})
+    words = answer(read(store))
+    assert words.startswith("iecl_simclr is not significantly different from simclr")
+    assert "Setting by setting, Holm-corrected over 2 comparisons: iecl_simclr ahead of" in words
+    assert "by +5.10 points" in words and words.endswith("(photos).")
+
+
+def test_an_arm_without_any_pair_is_named(tmp_path: Path):
+    store = make_store(tmp_path, arms={"simclr": {}, "a": {}, "b": {}})
+    for seed in range(3):
+        for arm, gain in (("simclr", 0.0), ("a", 5 + 0.1 * seed)):
+            store.finish(f"digits-{arm}-()-{seed}", {"knn_acc1": 80 + gain})
+        store.fail(f"digits-b-()-{seed}", "killed")
+    assert "a is ahead of simclr, b is not tested" in answer(read(store))
+
+
+def test_runs_of_two_solo_learns_are_not_compared_without_a_word(tmp_path: Path):
+    store = make_store(tmp_path, arms=TWO)
+    for arm, version in zip(TWO, ("1.0.2", "1.0.6"), strict=True):
+        for seed in range(3):
+            versions = {"solo-learn": version}
+            store.finish(f"digits-{arm}-()-{seed}", {"knn_acc1": 80.0 + seed}, versions=versions)
+    (notice,) = mixed(read(store))
+    assert "1.0.2, 1.0.6" in notice
+    write_report(store, tmp_path)
+    assert notice in (tmp_path / "report.html").read_text().replace("&#39;", "'")
 
 
 def test_arms_without_enough_seeds_are_not_called_alike(tmp_path: Path):

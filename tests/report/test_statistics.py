@@ -15,6 +15,7 @@ from iecl_solo.report.statistics import (
     MIN_SEEDS,
     POWER,
     caution,
+    corrected,
     detectable_difference,
     difference_table,
     holm,
@@ -72,6 +73,14 @@ def test_holm_counts_only_what_was_tested():
     assert math.isnan(corrected[1])
     assert np.isnan(holm([math.nan])).all()
     assert len(holm([])) == 0
+
+
+def test_too_few_seeds_make_no_test_of_a_table():
+    few = paired_difference([2.0, 3.0], [1.0, 1.5])
+    enough = [paired_difference([2, 3, 5], [1, 1, 1]), paired_difference([2, 3, 3.1], [1, 1, 1])]
+    found = corrected([few, *enough])
+    assert math.isnan(found[0])
+    assert found[1:] == pytest.approx(holm([d.p for d in enough]).tolist())
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 20])
@@ -178,8 +187,8 @@ def test_difference_table():
     told = table.loc[("x", "b")]
     own = paired_difference([51.0, 52.9, 55.5], [50.0, 52.0, 54.0])
     assert told[["n", "mean", "p"]].tolist() == pytest.approx([3, own.mean, own.p])
-    # c has two seeds, so two tests were made, and y's one seed makes none
-    assert told["p_holm"] == pytest.approx(2 * own.p)
+    # c's two seeds are too few for a test, and y's one seed makes none
+    assert told["p_holm"] == pytest.approx(own.p) and math.isnan(table.loc[("x", "c"), "p_holm"])
     assert table.loc[("x", "c"), "caution"] == "not tested (2 seeds, at least 3 are needed)"
     assert table.loc[("y", "b"), "caution"] == "not tested (1 seed, at least 3 are needed)"
     assert math.isnan(table.loc[("y", "b"), "p"])

@@ -11,7 +11,7 @@ from iecl_solo.report import figures
 from iecl_solo.report.figures import Line, picture
 from iecl_solo.report.results import BATCH_SIZE, Results, groups, slopes, slug
 from iecl_solo.report.section import Section, chunks, matches, seeds_line
-from iecl_solo.report.statistics import Difference, caution, holm
+from iecl_solo.report.statistics import Difference, caution, corrected
 from iecl_solo.report.tables import (
     Cell,
     Table,
@@ -86,11 +86,11 @@ def trend_table(
             found.append((rest, f"{arm} − {other}", slope))
     if not found:
         return None
-    corrected = holm([difference.p for *_, difference in found])
+    p_values = corrected([difference for *_, difference in found])
     rows, data = [], []
     where = ["data", *(results.axis_name(axis) for axis in results.axes if axis != BATCH_SIZE)]
-    for (rest, comparison, difference), p in zip(found, corrected, strict=True):
-        why = caution(difference, float(p), f"{difference_unit(measure)} per doubling".lstrip())
+    for (rest, comparison, difference), p in zip(found, p_values, strict=True):
+        why = caution(difference, p, f"{difference_unit(measure)} per doubling".lstrip())
         rows.append(
             [
                 *map(Cell, rest),
@@ -99,7 +99,7 @@ def trend_table(
                 Cell(number(measure, difference.mean, difference.sd, sign=True), bold=not why),
                 Cell(interval(measure, difference, sign=True)),
                 Cell(p_value(difference.p)),
-                Cell(p_value(float(p))),
+                Cell(p_value(p)),
                 Cell(why or ("rises" if difference.mean > 0 else "falls")),
             ]
         )

@@ -128,10 +128,11 @@ def differences_table(results: Results, measure: str) -> Table:
     head = [*results.setting_head, "comparison", "n", f"difference{of_unit}"]
     caption = "Paired by seed: same initial weights, order of data and augmentations."
     if tested:
+        tests = count(int(frame["p_holm"].notna().sum()), "comparison")
         head += ["95 % interval", "p", "p (Holm)"]
         caption += (
             " 95 % t interval; p of the paired t test, and after Holm's correction over "
-            f"{count(len(rows), 'comparison')}. Bold: corrected p < 0.05 with at least {MIN_SEEDS} "
+            f"{tests}. Bold: corrected p < 0.05 with at least {MIN_SEEDS} "
             "seeds. The minimum detectable difference is what a test of as many seeds of this "
             "spread finds significant 4 times in 5."
         )
