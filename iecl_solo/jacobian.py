@@ -95,9 +95,7 @@ def _check_input(module: Module, x: Tensor) -> None:
         raise IECLError(f"images of dtype {x.dtype}: a log-determinant needs float32 or float64")
     layers = module.named_modules() if isinstance(module, nn.Module) else ()
     for name, layer in layers:
-        if isinstance(
-            layer, RandomStream
-        ):  # other noise for each row of a batch, also in eval mode
+        if isinstance(layer, RandomStream):  # whose noise is another for each row of a batch
             raise IECLError("a SAIB with noise has a Jacobian given its noise: give realize(x[:1])")
         # without running statistics batch norm uses the batch's in eval mode too
         mixes = isinstance(layer, nn.modules.batchnorm._BatchNorm) and (

@@ -35,8 +35,6 @@ from iecl_solo.images import load_image
 from iecl_solo.quiet import quiet
 from iecl_solo.solo.checkpoint import read_checkpoint
 from iecl_solo.solo.data import evaluation_transform
-from iecl_solo.solo.registry import complete_objective
-from iecl_solo.solo.settings import prepare_pretrain
 from iecl_solo.train.callbacks import terminal
 from iecl_solo.train.complete import complete
 from iecl_solo.train.fit import fit, pretrain
@@ -364,8 +362,7 @@ def test_run_that_was_cut_off_ends_as_the_whole_one(method: str, images: Path, t
         return OmegaConf.create(raw)
 
     whole = pretrain(cfg("whole"))
-    cut = prepare_pretrain(cfg("cut"), HOST)
-    complete_objective(cut)
+    cut = complete(cfg("cut"), HOST)
     run = Run(cut)
     with pytest.raises(RuntimeError, match="power cut"):
         fit(cut, HOST, run, callbacks=[_Crash()])
