@@ -33,6 +33,7 @@ def written(values: pd.Series, baseline: pd.Series | None) -> list[str]:
             ("knn_acc1", "linear_acc1", "online_acc1", "query_entropy", "effective_rank"),
         ),
         ("input_entropy", "The study of the input terms", ("knn_acc1", "linear_acc1")),
+        ("hosts", "Other methods with strong augmentations", ("knn_acc1", "linear_acc1")),
         ("few_augmentations", "Other methods with crop and flip", ("knn_acc1", "linear_acc1")),
         (
             "drawings",
