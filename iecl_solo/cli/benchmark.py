@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
@@ -161,10 +161,8 @@ def check(benchmark: BenchmarkConfig) -> None:
     check_evaluation(evaluation)
     host = find_host()
     seen = set()
-    grid = cells(benchmark)
     unlabelled = monitored = False
-    taken = {cell.source: cell.arm for cell in grid if cell.source is not None}
-    for cell in grid:
+    for cell in cells(benchmark):
         key = (cell.arm, cell.data, repr(cell.axes))
         if key not in seen:
             seen.add(key)
@@ -173,8 +171,6 @@ def check(benchmark: BenchmarkConfig) -> None:
             if benchmark.kind == "training" and not cfg.data.get("no_labels"):
                 require(cfg, ["data.val_path"])  # of the images that judge
             cfg = complete(cfg, host)
-            if cell.id in taken and OmegaConf.select(cfg, "iecl.placement") in (None, "none"):
-                raise IECLError(f"arms.{taken[cell.id]}.saib_from: arm {cell.arm} trains no SAIB")
             unlabelled = unlabelled or bool(cfg.data.no_labels)
             monitored = monitored or cfg.monitor.every_n_epochs > 0
             if (threads := cfg.get("threads")) is not None:

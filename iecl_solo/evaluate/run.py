@@ -87,7 +87,10 @@ def check_evaluation(protocol: EvaluationConfig) -> None:
     """
     host = find_host()
     if protocol.finetune.fractions and not host.finetunes:
-        raise IECLError(f"evaluation.finetune: {host.describe()} only trains the last layer")
+        raise IECLError(
+            f"evaluation.finetune: {host.describe()} only trains the last layer; solo-learn's "
+            "GitHub main fine-tunes, evaluation.finetune.fractions=[] leaves it out"
+        )
     for name, data in protocol.datasets.items():
         where = f"evaluation.datasets.{name}"
         if data.get("dataset") in FOLDER_DATASETS:

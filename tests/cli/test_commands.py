@@ -184,7 +184,8 @@ def test_linear_takes_data_size_and_learning_rate_of_the_run(compared: Path, cap
 def test_a_linear_layer_that_diverged_is_no_result(compared: Path, capsys):
     run = compared / "runs/simclr/simclr"
     command = ["linear", "--config-name", "default", f"pretrained_feature_extractor={run}"]
-    command += ["max_epochs=1", "optimizer.lr=1e38", "name=diverged", "accelerator=cpu"]
+    command += ["max_epochs=4", "optimizer.lr=1e38", "optimizer.weight_decay=1"]
+    command += ["name=diverged", "accelerator=cpu"]
     assert main(command) != 0
     assert "optimizer.lr: the linear layer diverged at 1e+38" in capsys.readouterr().err
     assert not (run / "diverged.json").exists()

@@ -588,17 +588,6 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
         _taking({"arm": "frozen", "data": "toy"}),
         ["arms.frozen.saib_from.arm", "its own source"],
     ),
-    "a source without a SAIB": (
-        _taking({"arm": "simclr", "data": "toy"}),
-        ["arms.frozen.saib_from", "arm simclr trains no SAIB"],
-    ),
-    "a source whose SAIB is nowhere": (
-        _taking(
-            {"arm": "nowhere", "data": "toy"},
-            nowhere={"method": "iecl_simclr", "iecl": {"placement": "none"}},
-        ),
-        ["arms.frozen.saib_from", "arm nowhere trains no SAIB"],
-    ),
     "no such pretraining config": (
         {"data": {"toy": {"config": "cifarr"}}},
         ["data.toy.config", "cifarr"],
