@@ -294,7 +294,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "datasets" / name / "train").symlink_to(digits / "train")
         (folder / "datasets" / name / "val").symlink_to(digits / "test")
     (folder / "cifar10").symlink_to(digits)
-    for part in ("cifar10-10k", "cifar10-5k"):
+    for part in ("cifar10-20k", "cifar10-10k", "cifar10-5k"):
         (folder / "datasets" / part).mkdir()
         for name in ("train", "held_out"):
             (folder / "datasets" / part / name).symlink_to(digits / "train")
